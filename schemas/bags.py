@@ -1,0 +1,94 @@
+"""Bags of ids: B rows x F fields, most of them one id, in three flat arrays that travel as bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from schemas.errors import ShapeError
+
+Ids = NDArray[np.uint64]
+Floats = NDArray[np.float32]
+Lengths = NDArray[np.uint16]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Bags:
+    """Row by row, field by field.
+
+    ids: (n,) 64-bit hashes. values: (n,) what each id is multiplied by; None = all 1. lengths: (B·F,) ids in each bag,
+    at least 1; None = one each, so n = B·F. fields: F. Raises ShapeError where these do not fit together.
+    """
+
+    fields: int
+    ids: Ids
+    values: Floats | None = None
+    lengths: Lengths | None = None
+
+    def __post_init__(self) -> None:
+        bags = len(self.ids) if self.lengths is None else len(self.lengths)
+        if self.fields < 1 or bags % self.fields:
+            raise ShapeError(f"{bags} bags do not make rows of {self.fields} fields")
+        if self.lengths is not None and int(self.lengths.sum(dtype=np.int64)) != len(self.ids):
+            raise ShapeError(f"lengths add up to {int(self.lengths.sum(dtype=np.int64))}, but there are {len(self.ids)} ids")
+        if self.lengths is not None and bags and int(self.lengths.min()) < 1:
+            raise ShapeError("a bag without an id: a missing value has the field's id for missing")
+        if self.values is not None and len(self.values) != len(self.ids):
+            raise ShapeError(f"{len(self.values)} values for {len(self.ids)} ids")
+
+    def __len__(self) -> int:
+        """B."""
+        return len(self.ids if self.lengths is None else self.lengths) // self.fields
+
+    def take(self, rows: NDArray[np.intp]) -> Bags:
+        """The rows named, in that order."""
+        f = self.fields
+        if self.lengths is None:
+            ids = self.ids.reshape(-1, f)[rows].reshape(-1)
+            values = None if self.values is None else self.values.reshape(-1, f)[rows].reshape(-1)
+            return Bags(f, ids, values)
+        lengths = self.lengths.reshape(-1, f)                                   # (B, F)
+        per_row = lengths.sum(axis=1, dtype=np.int64)                           # (B,)
+        start = np.concatenate(([0], np.cumsum(per_row)))[rows]                 # (R,)
+        count = per_row[rows]                                                   # (R,)
+        inside = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
+        where = np.repeat(start, count) + inside                                # (n',)
+        values = None if self.values is None else self.values[where]
+        return Bags(f, self.ids[where], values, lengths[rows].reshape(-1))
+
+    def slice(self, start: int, stop: int) -> Bags:
+        """Rows start to stop, without copying."""
+        f = self.fields
+        if self.lengths is None:
+            low, high = start * f, stop * f
+            lengths = None
+        else:
+            low = int(self.lengths[: start * f].sum(dtype=np.int64))
+            lengths = self.lengths[start * f : stop * f]
+            high = low + int(lengths.sum(dtype=np.int64))
+        return Bags(f, self.ids[low:high], None if self.values is None else self.values[low:high], lengths)
+
+    def all_lengths(self) -> Lengths:
+        """(B·F,), ones where none are kept."""
+        return np.ones(len(self.ids), np.uint16) if self.lengths is None else self.lengths
+
+    def all_values(self) -> Floats:
+        """(n,), ones where none are kept."""
+        return np.ones(len(self.ids), np.float32) if self.values is None else self.values
+
+
+def concat(parts: Sequence[Bags]) -> Bags:
+    """One after the other. Raises ShapeError if the fields differ or there is none."""
+    if len({part.fields for part in parts}) != 1:
+        raise ShapeError(f"bags of {sorted({part.fields for part in parts})} fields do not go together")
+    if len(parts) == 1:
+        return parts[0]
+    values = lengths = None
+    if any(part.values is not None for part in parts):
+        values = np.concatenate([part.all_values() for part in parts])
+    if any(part.lengths is not None for part in parts):
+        lengths = np.concatenate([part.all_lengths() for part in parts])
+    return Bags(parts[0].fields, np.concatenate([part.ids for part in parts]), values, lengths)

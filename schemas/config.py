@@ -1,0 +1,294 @@
+"""Settings: one frozen dataclass per section, built once, passed down.
+
+Rising order: defaults here, `freshet.toml`, `FRESHET_…` variables, flags (`--set section.key=value`). This file turns
+plain mappings into checked settings and remembers where each value came from; reading files and the environment is
+the caller's work (ops/cli.py), so that nothing below the command line depends on either.
+"""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from schemas.errors import ConfigError
+
+
+def _at_least(section: str, key: str, value: float, least: float, why: str) -> None:
+    if not value >= least:
+        raise ConfigError(f"{section}.{key}={value}: must be at least {least} ({why})")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KafkaConfig:
+    """Where the log is."""
+
+    bootstrap: str = "127.0.0.1:9092"  # host:port,… of any Kafka 2.8 to 4.x; FRESHET_KAFKA sets it too
+    prefix: str = ""                   # put before every topic and group name
+    event_partitions: int = 1          # used when freshet creates `events`
+    example_partitions: int = 1        # used when freshet creates `examples`
+    session_timeout_s: float = 6.0     # a killed worker holds its partitions this long; 6 s is the broker's minimum
+    replication: int = 1               # used when freshet creates topics
+
+    def __post_init__(self) -> None:
+        _at_least("kafka", "event_partitions", self.event_partitions, 1, "a topic needs one")
+        _at_least("kafka", "example_partitions", self.example_partitions, 1, "a topic needs one")
+        _at_least("kafka", "session_timeout_s", self.session_timeout_s, 6, "the broker's own minimum")
+
+    def topic(self, name: str) -> str:
+        """Full name of one of our topics: events, examples, dead-letters, model-updates, model-control."""
+        return self.prefix + name
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JoinConfig:
+    """How events become labelled examples (all times are event time)."""
+
+    mode: Literal["eager", "wait"] = "eager"
+    action: str = "click"              # the action that makes a label 1
+    window_s: float = 10.0             # how long after its impression an action still counts
+    lateness_s: float = 0.0            # how far out of order the log may be before a group closes
+    max_ahead_s: float = 5.0           # a time further ahead of its record's Kafka timestamp is clamped to that
+    tick_every_s: float = 0.2          # wall seconds of quiet before a joiner writes time into a partition
+    hold_timeout_s: float = 60.0       # a replay silent this long has died: ticks go on
+    record_rows: int = 1024            # most examples in one record
+    linger_s: float = 0.02             # wall seconds an unfinished record waits for more
+    commit_every_s: float = 1.0        # wall seconds between two commits of the smallest held offset
+
+    def __post_init__(self) -> None:
+        _at_least("join", "window_s", self.window_s, 0.1, "shorter than any click")
+        _at_least("join", "lateness_s", self.lateness_s, 0, "a duration")
+        _at_least("join", "max_ahead_s", self.max_ahead_s, 0, "a duration")
+        _at_least("join", "tick_every_s", self.tick_every_s, 0.01, "ticks are records too")
+        _at_least("join", "record_rows", self.record_rows, 1, "a record holds one example")
+        if self.window_s > 3600:
+            raise ConfigError(f"join.window_s={self.window_s}: at most 3600 (every open impression is held in memory)")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """What is learnt. Changing anything here but `name` starts another lineage."""
+
+    name: str = "appstore"
+    schema: str = "appstore"                 # a bundled field schema (schemas/fieldsets/NAME.toml) or a path to one
+    architecture: str = "deepfm"
+    bits: int = 20                           # the table has 2^bits rows
+    factors: int = 10                        # K of the DeepFM paper
+    hidden: tuple[int, ...] = (400, 400, 400)
+    dropout: float = 0.0                     # chance that a neuron is dropped
+    init_scale: float = 0.01                 # standard deviation of a new row's factors
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        if not 8 <= self.bits <= 30:
+            raise ConfigError(f"model.bits={self.bits}: from 8 to 30")
+        _at_least("model", "factors", self.factors, 1, "a row has at least one factor")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"model.dropout={self.dropout}: from 0 to below 1 (the chance to drop, not to keep)")
+        if any(width < 1 for width in self.hidden):
+            raise ConfigError(f"model.hidden={self.hidden}: every layer needs a width of at least 1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LearnConfig:
+    """How it is learnt."""
+
+    device: str = "auto"               # auto, cpu, cuda, cuda:1 …
+    threads: int = 1                   # torch threads; part of what makes two runs equal bit for bit
+    batch_rows: int = 256
+    batch_wait_s: float = 0.1          # wall seconds an unfilled batch waits; 0 = cut by count alone (reproducible)
+    row_optimiser: Literal["adam", "adagrad"] = "adam"
+    row_rate: float = 0.001
+    dense_rate: float = 0.001          # Adam
+
+    def __post_init__(self) -> None:
+        _at_least("learn", "batch_rows", self.batch_rows, 1, "a batch holds one example")
+        _at_least("learn", "batch_wait_s", self.batch_wait_s, 0, "a duration")
+        _at_least("learn", "threads", self.threads, 1, "torch needs one")
+        for key in ("row_rate", "dense_rate"):
+            if not 0 < getattr(self, key) <= 1:
+                raise ConfigError(f"learn.{key}={getattr(self, key)}: above 0, at most 1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SnapshotConfig:
+    """When the trainer writes what, and how long it is kept."""
+
+    version_every_s: float = 0.5       # what serving needs
+    checkpoint_every_s: float = 10.0   # what resuming needs
+    rotation: int = 64                 # each carries the next 1/rotation of all rows ever touched
+    keep_s: float = 300.0              # versions older than this go, unless the newest whole table needs them
+
+    def __post_init__(self) -> None:
+        _at_least("snapshot", "version_every_s", self.version_every_s, 0.05, "a version costs a few ms")
+        _at_least("snapshot", "checkpoint_every_s", self.checkpoint_every_s, 0.1, "a checkpoint costs tens of ms")
+        _at_least("snapshot", "rotation", self.rotation, 1, "1 = every snapshot holds every row touched")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScoreConfig:
+    """The gRPC service."""
+
+    host: str = "127.0.0.1"
+    port: int = 50051                  # 0 = any free port
+    threads: int = 2                   # requests handled at once
+    poll_s: float = 0.02               # wall seconds between two looks for a new version
+    strict: bool = False               # refuse fields the schema does not know, instead of a warning
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise ConfigError(f"score.port={self.port}: from 0 to 65535")
+        _at_least("score", "threads", self.threads, 1, "someone must answer")
+        _at_least("score", "poll_s", self.poll_s, 0.001, "polling faster only heats")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MetricsConfig:
+    """What is logged about the model before it learns."""
+
+    window_rows: int = 20_000          # examples per logged window
+
+    def __post_init__(self) -> None:
+        _at_least("metrics", "window_rows", self.window_rows, 100, "an AUC of fewer rows is noise")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """Everything, checked. `var` is the one directory that freshet writes to."""
+
+    var: Path = Path("var")
+    kafka: KafkaConfig = field(default_factory=KafkaConfig)
+    join: JoinConfig = field(default_factory=JoinConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    learn: LearnConfig = field(default_factory=LearnConfig)
+    snapshot: SnapshotConfig = field(default_factory=SnapshotConfig)
+    score: ScoreConfig = field(default_factory=ScoreConfig)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
+
+    @property
+    def store_dir(self) -> Path:
+        """The RocksDB of this model's checkpoints and versions."""
+        return self.var / "models" / self.model.name / "store"
+
+    @property
+    def metrics_dir(self) -> Path:
+        """JSON lines, one file per process."""
+        return self.var / "metrics" / self.model.name
+
+
+SECTIONS: dict[str, type[Any]] = {
+    "kafka": KafkaConfig, "join": JoinConfig, "model": ModelConfig, "learn": LearnConfig,
+    "snapshot": SnapshotConfig, "score": ScoreConfig, "metrics": MetricsConfig,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One place that settings come from. values: dotted key ("join.window_s") → raw value, text or typed."""
+
+    origin: str
+    values: Mapping[str, Any]
+
+
+def keys() -> dict[str, Any]:
+    """Every dotted key with its default."""
+    listed: dict[str, Any] = {"var": Settings().var}
+    for section, kind in SECTIONS.items():
+        default = kind()
+        listed.update({f"{section}.{f.name}": getattr(default, f.name) for f in fields(kind)})
+    return listed
+
+
+def variable_name(key: str) -> str:
+    """join.window_s → FRESHET_JOIN_WINDOW_S."""
+    return "FRESHET_" + key.upper().replace(".", "_")
+
+
+def from_environment(environ: Mapping[str, str]) -> Source:
+    """The `FRESHET_…` variables. FRESHET_KAFKA is short for kafka.bootstrap, FRESHET_CONFIG names the TOML file."""
+    names = {variable_name(key): key for key in keys()} | {"FRESHET_KAFKA": "kafka.bootstrap"}
+    values = {}
+    for name, text in environ.items():
+        if not name.startswith("FRESHET_") or name == "FRESHET_CONFIG":
+            continue
+        if name not in names:
+            raise ConfigError(f"variable {name}: no such setting{_nearest(name, names)}")
+        values[names[name]] = text
+    return Source("environment", values)
+
+
+def from_mapping(origin: str, tables: Mapping[str, Any]) -> Source:
+    """A parsed TOML file: tables of sections, flattened to dotted keys."""
+    values: dict[str, Any] = {}
+    for name, value in tables.items():
+        if isinstance(value, Mapping):
+            values.update({f"{name}.{key}": inner for key, inner in value.items()})
+        else:
+            values[name] = value
+    return Source(origin, values)
+
+
+def build(*sources: Source) -> tuple[Settings, dict[str, str]]:
+    """Settings from sources in rising order, and for each dotted key the origin of its value.
+
+    Raises ConfigError for a key that does not exist (naming the nearest), a value of the wrong type or out of range.
+    """
+    known = keys()
+    chosen: dict[str, tuple[Any, str]] = {key: (default, "default") for key, default in known.items()}
+    for source in sources:
+        for key, value in source.values.items():
+            if key not in known:
+                raise ConfigError(f"{source.origin}: no such setting: {key}{_nearest(key, known)}")
+            chosen[key] = (value, source.origin)
+
+    parts: dict[str, Any] = {}
+    for section, kind in SECTIONS.items():
+        hints = typing.get_type_hints(kind)
+        taken = {
+            f.name: _typed(f"{section}.{f.name}", *chosen[f"{section}.{f.name}"], hints[f.name]) for f in fields(kind)
+        }
+        parts[section] = kind(**taken)
+    return Settings(var=Path(chosen["var"][0]), **parts), {key: origin for key, (_, origin) in chosen.items()}
+
+
+def _nearest(wrong: str, right: typing.Iterable[str]) -> str:
+    near = difflib.get_close_matches(wrong, list(right), n=1, cutoff=0.5)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+def _typed(key: str, value: Any, origin: str, hint: Any) -> Any:
+    """The value as its setting's type; text is read as that type."""
+    try:
+        if typing.get_origin(hint) is Literal:
+            choices = typing.get_args(hint)
+            if value in choices:
+                return value
+            raise ValueError(f"one of {', '.join(map(str, choices))}")
+        if typing.get_origin(hint) is tuple:
+            parts = [part for part in value.replace("-", ",").split(",") if part] if isinstance(value, str) else value
+            return tuple(int(part) for part in parts)
+        if isinstance(hint, types.UnionType):
+            raise TypeError(f"{key}: settings have one type")
+        if hint is bool:
+            if isinstance(value, bool):
+                return value
+            spelt = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+            if str(value).lower() in spelt:
+                return spelt[str(value).lower()]
+            raise ValueError("true or false")
+        if hint is int:
+            if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
+                raise ValueError("a whole number")
+            return int(value)
+        if hint is float:
+            if isinstance(value, bool):
+                raise ValueError("a number")
+            return float(value)
+        return str(value)
+    except ValueError as wrong:
+        wanted = {int: "a whole number", float: "a number"}.get(hint, str(wrong))
+        raise ConfigError(f"{key}={value!r} ({origin}): must be {wanted}") from wrong

@@ -1,0 +1,298 @@
+"""Events as bytes → events as values. Two forms, told apart by the first byte: `{` is JSON, all else is protobuf.
+
+Every way in which an event can be unusable ends in a BadEvent with a reason that is counted and a text for a person.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import numpy as np
+import orjson
+from google.protobuf.message import DecodeError
+
+from schemas.errors import BadEvent
+from schemas.fields import ReadyId, Slate
+from schemas.proto import events_pb2
+
+MAX_ITEMS = 1000
+MAX_BYTES = 4 << 20      # a slate of 1,000 items with 40 features each is about 1 MiB
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_US = timedelta(microseconds=1)
+_TIME_LIMIT_US = 253_402_300_800_000_000  # the year 10000
+
+
+@dataclass(frozen=True, slots=True)
+class Impression:
+    """A slate that was shown. time_us: event time. served_probability, served_version: what ranked it, if told."""
+
+    impression_id: str
+    time_us: int
+    slate: Slate
+    served_probability: Sequence[float] | None = None  # one per item, NaN = not given
+    served_version: int = 0                            # 0 = not given
+    echo: Sequence[bytes] | None = None                # one per item, as Score returned it
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """Something a user did to an item of a slate, usually a click."""
+
+    impression_id: str
+    action: str
+    item_id: str
+    time_us: int
+    value: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time in the log. hold: a replay has begun; end: it is over."""
+
+    time_us: int
+    hold: bool = False
+    end: bool = False
+
+
+Event = Impression | Action | Tick
+
+
+def parse(record: bytes | None) -> Event:
+    """One Kafka record's value. Raises BadEvent."""
+    if not record:
+        raise BadEvent("empty", "the record has no value")
+    if len(record) > MAX_BYTES:
+        raise BadEvent("too_large", f"{len(record):,} bytes, at most {MAX_BYTES:,}: send fewer items or features a slate")
+    if record[0] == 0x7B:
+        return _from_json(record)
+    return _from_protobuf(record)
+
+
+# --- JSON ---------------------------------------------------------------------------------------------------------
+
+
+def _from_json(record: bytes) -> Event:
+    try:
+        event = orjson.loads(record)
+    except orjson.JSONDecodeError as wrong:
+        raise BadEvent("bad_json", f"not JSON: {wrong}") from wrong
+    if "tick" in event:
+        return Tick(_json_time(event["tick"], "tick"), bool(event.get("hold")), bool(event.get("end")))
+    impression_id = _text(event, "impression_id")
+    time_us = _json_time(event.get("time"), "time")
+    if "action" in event:
+        value = event.get("value", 1.0)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise BadEvent("wrong_type", f"value: a number, got {value!r}")
+        return Action(impression_id, _text(event, "action"), _text(event, "item"), time_us, float(value))
+    return _impression_from_json(event, impression_id, time_us)
+
+
+def _impression_from_json(event: dict[str, Any], impression_id: str, time_us: int) -> Impression:
+    items = event.get("items")
+    if items is None:
+        raise BadEvent("missing_key", "needs items (an impression) or action (an action)")
+    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+        raise BadEvent("wrong_type", "items: a list of objects")
+    ids = [_text(item, "id") for item in items]
+    context = event.get("context") or {}
+    if not isinstance(context, dict):
+        raise BadEvent("wrong_type", f"context: an object, got {type(context).__name__}")
+
+    columns = columns_from_rows([item.get("features") or {} for item in items])
+    positions = _optional(items, "position", int)
+    probability = _optional(items, "served_probability", float)
+    model = event.get("model") or {}
+    version = model.get("version", 0) if isinstance(model, dict) else 0
+    echo = None
+    if any("echo" in item for item in items):
+        try:
+            echo = [base64.b64decode(item.get("echo") or "", validate=True) for item in items]
+        except (binascii.Error, TypeError, ValueError) as wrong:
+            raise BadEvent("bad_echo", f"echo: base64 text as Score returned it ({wrong})") from wrong
+    return _impression(
+        impression_id, time_us, Slate(ids, context, columns, positions), probability,
+        version if isinstance(version, int) else 0, echo,
+    )
+
+
+def columns_from_rows(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Features item by item → one list per field with an entry per item, None where an item lacks it."""
+    columns: dict[str, list[Any]] = {}
+    for place, features in enumerate(rows):
+        if not isinstance(features, Mapping):
+            raise BadEvent("wrong_type", f"features of item {place}: an object, got {type(features).__name__}")
+        for name, value in features.items():
+            column = columns.get(name)
+            if column is None:
+                column = columns[name] = [None] * len(rows)
+            column[place] = value
+    return columns
+
+
+def _text(event: Mapping[str, Any], key: str) -> str:
+    value = event.get(key)
+    if value is None or value == "":
+        raise BadEvent("missing_key", f"needs {key}")
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str):
+        raise BadEvent("wrong_type", f"{key}: text, got {type(value).__name__}")
+    return value
+
+
+def _optional(items: Sequence[Mapping[str, Any]], key: str, kind: type[int] | type[float]) -> list[Any] | None:
+    if not any(key in item for item in items):
+        return None
+    found: list[Any] = []
+    for place, item in enumerate(items):
+        value = item.get(key)
+        if value is None:
+            found.append(0 if kind is int else math.nan)
+        elif isinstance(value, bool) or not isinstance(value, int | float) or (kind is int and value != int(value)):
+            raise BadEvent("wrong_type", f"{key} of item {place}: a number, got {value!r}")
+        else:
+            found.append(kind(value))
+    return found
+
+
+def _json_time(value: Any, key: str) -> int:
+    """ISO 8601 with a zone → microseconds since 1970."""
+    if not isinstance(value, str):
+        raise BadEvent("bad_time", f"{key}: text like 2026-11-20T10:00:00.123Z, got {value!r}")
+    try:
+        moment = datetime.fromisoformat(value)
+    except ValueError as wrong:
+        raise BadEvent("bad_time", f"{key}: {value!r} is no ISO 8601 time: {wrong}") from wrong
+    if moment.tzinfo is None:
+        raise BadEvent("bad_time", f"{key}: {value!r} has no time zone; end it with Z or +01:00")
+    return _in_range((moment - _EPOCH) // _US, key)
+
+
+def time_text(time_us: int) -> str:
+    """Microseconds since 1970 → the text form of DESIGN's JSON events."""
+    return (_EPOCH + timedelta(microseconds=time_us)).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def _in_range(time_us: int, key: str) -> int:
+    if not 0 < time_us < _TIME_LIMIT_US:
+        raise BadEvent("bad_time", f"{key}: {time_us} µs since 1970 is no time of an event")
+    return time_us
+
+
+# --- protobuf -----------------------------------------------------------------------------------------------------
+
+
+def _from_protobuf(record: bytes) -> Event:
+    try:
+        event = events_pb2.Event.FromString(record)
+    except DecodeError as wrong:
+        raise BadEvent("garbage", "neither JSON (no { first) nor a freshet.events.v1.Event") from wrong
+    body = event.WhichOneof("body")
+    if body == "tick":
+        return Tick(_in_range(event.tick.time_us, "time_us"), event.tick.hold, event.tick.end)
+    if body == "action":
+        action = event.action
+        for key in ("impression_id", "action", "item_id"):
+            if not getattr(action, key):
+                raise BadEvent("missing_key", f"needs {key}")
+        if not math.isfinite(action.value):
+            raise BadEvent("not_finite", f"value: a finite number, got {action.value}")
+        time_us = _in_range(action.time_us, "time_us")
+        return Action(action.impression_id, action.action, action.item_id, time_us, action.value)
+    if body != "impression":
+        raise BadEvent("garbage", "an Event with no impression, action or tick in it")
+    shown = event.impression
+    if not shown.impression_id:
+        raise BadEvent("missing_key", "needs impression_id")
+    context = {name: column[0] for name, column in columns_from_proto(shown.context, 1).items()}
+    columns = columns_from_proto(shown.items, len(shown.item_id))
+    slate = Slate(list(shown.item_id), context, columns, list(shown.position) or None)
+    return _impression(
+        shown.impression_id, _in_range(shown.time_us, "time_us"), slate, list(shown.served_probability) or None,
+        shown.model.version, list(shown.echo) or None,
+    )
+
+
+def columns_from_proto(columns: Sequence[events_pb2.Column], entries: int) -> dict[str, list[Any]]:
+    """Columns → one list per field with `entries` entries: a value, None, or a list for a set. Raises BadEvent."""
+    found: dict[str, list[Any]] = {}
+    for column in columns:
+        name = column.field
+        if not name or name in found:
+            raise BadEvent("field_twice" if name else "missing_key", f"column {name!r}: each field once, by name")
+        filled = [part for part in (column.strings, column.numbers, column.ids) if part]
+        if len(filled) > 1:
+            raise BadEvent("wrong_type", f"column {name}: fill one of strings, numbers and ids")
+        values: list[Any] = list(filled[0]) if filled else []
+        if column.ids:
+            values = [ReadyId(one) for one in values]
+        if any(isinstance(one, float) and not math.isfinite(one) for one in values):
+            raise BadEvent("not_finite", f"column {name}: numbers must be finite; leave an entry out with lengths 0")
+        if not column.lengths:
+            if len(values) != entries:
+                raise BadEvent("ragged_columns", f"column {name}: {len(values)} values for {entries} entries")
+            found[name] = values
+            continue
+        lengths = list(column.lengths)
+        if len(lengths) != entries or sum(lengths) != len(values):
+            raise BadEvent(
+                "ragged_columns",
+                f"column {name}: {len(lengths)} lengths adding up to {sum(lengths)}, "
+                f"for {entries} entries and {len(values)} values",
+            )
+        column_values: list[Any] = []
+        start = 0
+        for length in lengths:
+            part = values[start : start + length]
+            column_values.append(None if not part else part[0] if length == 1 else part)
+            start += length
+        found[name] = column_values
+    return found
+
+
+# --- both ---------------------------------------------------------------------------------------------------------
+
+
+def check_items(item_ids: Sequence[str]) -> None:
+    """1 to 1,000 distinct items. Raises BadEvent."""
+    if not item_ids:
+        raise BadEvent("no_items", "a slate shows at least one item")
+    if len(item_ids) > MAX_ITEMS:
+        raise BadEvent("too_many_items", f"{len(item_ids):,} items, at most {MAX_ITEMS:,}")
+    if len(set(item_ids)) != len(item_ids):
+        twice = sorted({one for one in item_ids if item_ids.count(one) > 1})
+        raise BadEvent("item_twice", f"items of a slate are distinct; shown twice: {', '.join(twice[:3])}")
+    if "" in item_ids:
+        raise BadEvent("missing_key", f"item {list(item_ids).index('')} has no id")
+
+
+def _impression(
+    impression_id: str, time_us: int, slate: Slate, probability: list[float] | None, version: int,
+    echo: list[bytes] | None,
+) -> Impression:
+    check_items(slate.item_ids)
+    items = len(slate.item_ids)
+    for name, column in (("position", slate.positions), ("served_probability", probability), ("echo", echo)):
+        if column is not None and len(column) != items:
+            raise BadEvent("ragged_columns", f"{name}: {len(column)} entries for {items} items")
+    if slate.positions is not None and not all(0 <= place <= 65535 for place in slate.positions):
+        raise BadEvent("wrong_type", "position: from 1 (first place), 0 = not given")
+    if probability is not None:
+        given = np.asarray(probability, np.float64)
+        if np.any((given < 0) | (given > 1)):
+            raise BadEvent("wrong_type", "served_probability: from 0 to 1")
+    return Impression(impression_id, time_us, slate, probability, version if 0 <= version < 1 << 64 else 0, echo)
+
+
+def tick_bytes(tick: Tick) -> bytes:
+    """A tick as a record's value."""
+    return events_pb2.Event(
+        tick=events_pb2.Tick(time_us=tick.time_us, hold=tick.hold, end=tick.end)
+    ).SerializeToString()

@@ -1,0 +1,191 @@
+"""From records of `examples` to batches, each row once. Pure: records in, batches out, cursors kept.
+
+A record is taken, dropped (all of it lies behind the cursor of its source partition), or refused (a gap lies before it: the
+joiner that lost a record writes it again). Rows wait in the order of arrival. A batch is cut at exactly `batch_rows`, be it
+inside a slate, so that what a batch holds depends on the log alone; or earlier at the end of a replay; or when the caller
+says that waiting has been long enough.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from schemas.bags import Bags, concat
+from schemas.examples import Cursor, End, Examples
+from schemas.fields import FieldSchema, aligned
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """B rows to learn at once.
+
+    bags: B rows of ids. labels: (B,) f32. weights: (B,) f32 or None = 1. click_time_us: (B,) i64, 0 = no click.
+    joined_us: (B,) i64, wall clock of the joiner. served_probability: (B,) f32, NaN = not given.
+    """
+
+    bags: Bags
+    labels: NDArray[np.float32]
+    weights: NDArray[np.float32] | None
+    click_time_us: NDArray[np.int64]
+    joined_us: NDArray[np.int64]
+    served_probability: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """A record whose rows are not all learnt."""
+
+    partition: int   # of the topic examples
+    offset: int
+    examples: Examples
+    row: int         # first row that no batch holds
+    end: int         # first end that is not counted
+
+    @property
+    def rows(self) -> int:
+        return len(self.examples) - self.row
+
+    @property
+    def flushes(self) -> bool:
+        return bool(np.any(self.examples.ends.reason[self.end :] == End.FLUSH))
+
+
+class Intake:
+    """What has come and is not learnt yet, and how far each partition is learnt.
+
+    cursors: source partition → name of the last row learnt (or place behind it). tallies: how many events met which
+    end (End in lower case), and what was learnt: examples, positives, impressions.
+    resume: partition of `examples` → first offset that must be read again after a crash. All three are true of the moment
+    before the next `take`: save them together with the weights.
+    """
+
+    def __init__(
+        self, schema: FieldSchema, batch_rows: int, cursors: Mapping[int, Cursor] | None = None,
+        tallies: Mapping[str, int] | None = None, resume: Mapping[int, int] | None = None,
+    ) -> None:
+        self.cursors: dict[int, Cursor] = dict(cursors or {})
+        self.tallies: Counter[str] = Counter(tallies or {})
+        self.resume: dict[int, int] = dict(resume or {})
+        self.dropped = 0   # rows behind the cursor: written twice, learnt once
+        self.gaps = 0      # records refused
+        self._schema = schema
+        self._batch_rows = batch_rows
+        self._waiting: deque[_Waiting] = deque()
+        self._rows = 0
+        self._heads: dict[int, Cursor] = dict(self.cursors)  # how far each source partition has come in, learnt or not
+
+    @property
+    def rows(self) -> int:
+        """Rows that wait."""
+        return self._rows
+
+    def offer(self, partition: int, offset: int, examples: Examples) -> None:
+        """The next record of a partition of `examples`. Raises SchemaError if a field changed its meaning."""
+        source = examples.source_partition
+        head = self._heads.get(source)
+        if head is not None and examples.after > head:
+            self.gaps += 1
+            log.error("examples.gap", source_partition=source, offset=offset, learnt_to=tuple(head),
+                      record_after=tuple(examples.after))
+            return
+        row = examples.first_after(head) if head is not None else 0
+        end = examples.first_end_after(head) if head is not None else 0
+        self.dropped += row
+        self._heads[source] = max(head, examples.through) if head is not None else examples.through
+        self._waiting.append(_Waiting(partition, offset, examples, row, end))
+        self._rows += len(examples) - row
+        self._settle()
+
+    def take(self, force: bool = False) -> Batch | None:
+        """The next batch if it is full, or ended by a replay's end, or `force`; the cursors then lie behind it."""
+        rows = self._cut()
+        if rows < self._batch_rows and not (rows and (force or self._flush_waits())):
+            return None
+        parts: list[tuple[Examples, int, int]] = []
+        left = rows
+        while left:
+            first = self._waiting[0]
+            count = min(left, first.rows)
+            parts.append((first.examples, first.row, first.row + count))
+            first.row += count
+            left -= count
+            self._learnt_to(first)
+            self._settle()
+        self._rows -= rows
+        return self._batch(parts)
+
+    def _cut(self) -> int:
+        """How many rows the next batch may hold: not over batch_rows, not past a replay's end."""
+        rows = 0
+        for waiting in self._waiting:
+            rows += waiting.rows
+            if rows >= self._batch_rows:
+                return self._batch_rows
+            if waiting.flushes:
+                break
+        return rows
+
+    def _flush_waits(self) -> bool:
+        return any(waiting.flushes for waiting in self._waiting)
+
+    def _learnt_to(self, waiting: _Waiting) -> None:
+        """Move the cursor to the last row taken, and count the ends that lie before it."""
+        examples = waiting.examples
+        name = examples.name(waiting.row - 1)
+        self._count(waiting, examples.first_end_after(name))
+        self._advance(examples.source_partition, name)
+
+    def _settle(self) -> None:
+        """Let go of records at the head that hold no more rows: their ends are counted, their stretch is done."""
+        while self._waiting and not self._waiting[0].rows:
+            done = self._waiting.popleft()
+            self._count(done, len(done.examples.ends))
+            self._advance(done.examples.source_partition, done.examples.through)
+            self.resume[done.partition] = done.offset + 1
+        for waiting in self._waiting:
+            self.resume.setdefault(waiting.partition, waiting.offset)
+
+    def _advance(self, source: int, place: Cursor) -> None:
+        self.cursors[source] = max(self.cursors.get(source, place), place)
+
+    def _count(self, waiting: _Waiting, stop: int) -> None:
+        ends = waiting.examples.ends
+        for place in range(waiting.end, stop):
+            self.tallies[End(int(ends.reason[place])).name.lower()] += 1
+        waiting.end = max(waiting.end, stop)
+
+    def _batch(self, parts: list[tuple[Examples, int, int]]) -> Batch:
+        """Columns of the rows taken; and the tallies of what is learnt with them."""
+        bags, labels, weights, clicks, joined, served, heads = [], [], [], [], [], [], 0
+        for examples, start, stop in parts:
+            rows = slice(start, stop)
+            part = examples.bags.slice(start, stop)
+            bags.append(aligned(self._schema, part, examples.field_numbers, examples.field_digests))
+            labels.append(examples.label[rows])
+            weights.append(examples.weight[rows] if examples.weight is not None else None)
+            clicks.append(examples.click_time_us[rows])
+            joined.append(np.full(stop - start, examples.joined_us, np.int64))
+            served.append(examples.served_probability[rows] if examples.served_probability is not None
+                          else np.full(stop - start, np.nan, np.float32))
+            heads += int(np.count_nonzero(examples.item[rows] == 0))
+        label = np.concatenate(labels)
+        self.tallies["examples"] += len(label)
+        self.tallies["positives"] += int(label.sum())
+        self.tallies["impressions"] += heads   # each impression has one item 0, in some record
+        weight = None
+        if any(part is not None for part in weights):
+            weight = np.concatenate([
+                np.ones(len(own), np.float32) if part is None else part for own, part in zip(labels, weights, strict=True)
+            ])
+        return Batch(concat(bags), label, weight, np.concatenate(clicks), np.concatenate(joined), np.concatenate(served))

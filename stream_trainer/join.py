@@ -1,0 +1,390 @@
+"""The join of one partition: records of the event log in, labelled examples out. Pure: no I/O, no clock of its own.
+
+Everything here is a function of the log from one offset on, given the watermark before that offset. That is what makes a
+crash harmless: the shell commits `low()`, the smallest offset still held, and after any assignment builds a new core
+there. The new core writes again what was written since, under the same names, and a reader's cursor drops it.
+
+For that to hold, an id is remembered until *every* event that named it is past its own horizon (its time + window +
+lateness), not only until its label is final. Otherwise an impression closed before `low()` could leave a click or a
+duplicate behind it, which the new core would meet without knowing the impression. See docs/decisions/0001-join.md.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from schemas.bags import Bags, concat
+from schemas.config import JoinConfig
+from schemas.errors import BadEvent
+from schemas.events import Action, Event, Impression, Tick, parse
+from schemas.examples import LAST_ITEM, Cursor, End, Examples, after_all_of, ends_from
+
+RECORD_IDS = 1 << 16     # ids in one record at most, beside join.record_rows: 512 KiB, half of Kafka's default limit
+NO_TIME = -(1 << 62)     # the watermark, and the origin, of a log in which no event was read
+
+
+class Low(NamedTuple):
+    """Where a core must start to go on from here: the smallest offset still held, and what was known before it."""
+
+    offset: int
+    watermark_us: int
+    holding: bool
+    origin_us: int      # event time at which this log began
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A record that cannot be used. reason: a short word for counting; text: what was wrong, for a person."""
+
+    offset: int
+    reason: str
+    text: str
+    value: bytes
+
+
+class _Early(NamedTuple):
+    """A click that came before its impression."""
+
+    offset: int
+    action: Action
+    value: bytes
+
+
+@dataclass(slots=True)
+class _Entry:
+    """All that is known under one impression id."""
+
+    low: Low                               # at the first record that named the id
+    horizon_us: int                        # forgotten when the watermark reaches this
+    offset: int = -1                       # of the impression; -1 = not come yet
+    deadline_us: int = 0                   # an action counts before this
+    shown: Impression | None = None        # None before it comes, and again once all its labels are final
+    bags: Bags | None = None
+    places: dict[str, int] = field(default_factory=dict)   # item id → place; kept while the id is remembered
+    clicked: dict[int, int] = field(default_factory=dict)  # place → time of the click, µs
+    early: list[_Early] = field(default_factory=list)
+
+
+class _Rows(NamedTuple):
+    """Examples of one impression, made final by one record."""
+
+    trigger: int
+    offset: int
+    places: NDArray[np.intp]
+    entry_bags: Bags
+    shown: Impression
+    clicked: dict[int, int]
+
+    @property
+    def name(self) -> Cursor:
+        """Of the last row."""
+        return Cursor(self.trigger, self.offset, int(self.places[-1]))
+
+
+class _EndRow(NamedTuple):
+    trigger: int
+    offset: int
+    reason: End
+
+    @property
+    def name(self) -> Cursor:
+        return Cursor(self.trigger, self.offset, LAST_ITEM)
+
+
+BEGINNING = Low(0, NO_TIME, False, NO_TIME)
+Encode = Callable[[Impression], Bags]
+
+
+class JoinCore:
+    """One partition's join, from `start` on.
+
+    encode: an impression → its bags of ids, one row per item; raises BadEvent. field_numbers, field_digests: what those
+    bags are made of. After each `feed`, `records()` hands over what is complete and `dead_letters` what was unusable.
+    """
+
+    def __init__(
+        self, partition: int, config: JoinConfig, start: Low, encode: Encode,
+        field_numbers: tuple[int, ...], field_digests: tuple[int, ...],
+    ) -> None:
+        self.partition = partition
+        self.config = config
+        self.counts: Counter[str] = Counter()
+        self.dead_letters: list[DeadLetter] = []
+        self.next_offset = start.offset
+        self.watermark_us = start.watermark_us
+        self.holding = start.holding
+        self.origin_us = start.origin_us
+        self._encode = encode
+        self._field_numbers = field_numbers
+        self._field_digests = field_digests
+        self._window_us = round(config.window_s * 1e6)
+        self._lateness_us = round(config.lateness_s * 1e6)
+        self._reach_us = self._window_us + self._lateness_us
+        self._ahead_us = round(config.max_ahead_s * 1e6)
+        self._entries: OrderedDict[str, _Entry] = OrderedDict()  # in the order of their low offsets
+        self._due: list[tuple[int, int, str]] = []               # heap of (time, low offset, id)
+        self._now: list[_Rows | _EndRow] = []                    # what the record in hand led to
+        self._out: list[_Rows | _EndRow] = []                    # complete, in order of names
+        self._out_rows = 0
+        self._out_ids = 0
+        self._after = after_all_of(start.offset - 1)
+        self._sealed: list[Examples] = []
+
+    # --- what the shell asks ---
+
+    @property
+    def open(self) -> int:
+        """Ids remembered: while any is, time must go on."""
+        return len(self._entries)
+
+    @property
+    def pending(self) -> int:
+        """Rows and ends that no record holds yet."""
+        return len(self._out)
+
+    def low(self) -> Low:
+        """Where to start again. Commit it only when all that `records(flush=True)` gave is durable."""
+        if self._entries:
+            return next(iter(self._entries.values())).low
+        return Low(self.next_offset, self.watermark_us, self.holding, self.origin_us)
+
+    def records(self, joined_us: int, flush: bool = False) -> list[Examples]:
+        """Complete records so far; with flush also the unfinished one, and if need be an empty one that only says how
+        far the log was read: without it a reader could take an example that a restarted core derives otherwise."""
+        if flush and self._after < after_all_of(self.next_offset - 1):
+            self._seal(after_all_of(self.next_offset - 1))
+        done, self._sealed = self._sealed, []
+        return [replace(record, joined_us=joined_us) for record in done]
+
+    # --- one record of the log ---
+
+    def feed(self, offset: int, kafka_time_us: int, value: bytes | None) -> None:
+        """The next record. kafka_time_us: its Kafka timestamp, which bounds how far ahead its own time may be."""
+        before = Low(offset, self.watermark_us, self.holding, self.origin_us)
+        try:
+            event = self._clamped(parse(value), kafka_time_us)
+            self._advance(offset, event.time_us)
+            self._apply(offset, event, before, value or b"")
+        except BadEvent as bad:
+            self._bury(offset, bad, value or b"")
+        self.next_offset = offset + 1
+        self._settle(offset)
+
+    def _clamped(self, event: Event, kafka_time_us: int) -> Event:
+        """Ticks are our own and stand as they are; a producer's clock may be wrong."""
+        if isinstance(event, Tick) or event.time_us <= kafka_time_us + self._ahead_us:
+            return event
+        self.counts["clamped"] += 1
+        if isinstance(event, Action):
+            return Action(event.impression_id, event.action, event.item_id, kafka_time_us, event.value)
+        return Impression(
+            event.impression_id, kafka_time_us, event.slate, event.served_probability, event.served_version, event.echo
+        )
+
+    def _advance(self, trigger: int, time_us: int) -> None:
+        """Time has come to `time_us`: close what is due, forget what no coming record can need."""
+        if time_us <= self.watermark_us:
+            return
+        if self.watermark_us == NO_TIME:
+            self.origin_us = time_us
+        self.watermark_us = time_us
+        while self._due and self._due[0][0] <= time_us:
+            _, low_offset, impression_id = heapq.heappop(self._due)
+            entry = self._entries.get(impression_id)
+            if entry is None or entry.low.offset != low_offset:
+                continue                                   # forgotten, and perhaps begun anew
+            if entry.shown is not None and entry.deadline_us + self._lateness_us <= time_us:
+                self._close(trigger, entry)
+            if entry.horizon_us <= time_us:
+                for early in entry.early:
+                    self._end(trigger, early.offset, End.UNMATCHED_ACTION)
+                del self._entries[impression_id]
+            else:
+                heapq.heappush(self._due, (entry.horizon_us, low_offset, impression_id))
+
+    def _apply(self, offset: int, event: Event, before: Low, value: bytes) -> None:
+        if isinstance(event, Tick):
+            self.holding = event.hold if event.hold or event.end else self.holding
+            if event.end:
+                self._end(offset, offset, End.FLUSH)
+        elif isinstance(event, Impression):
+            self.counts["impressions"] += 1
+            self._impression(offset, event, before)
+        else:
+            self.counts["actions"] += 1
+            self._action(offset, event, before, value)
+
+    def _impression(self, offset: int, shown: Impression, before: Low) -> None:
+        entry = self._entries.get(shown.impression_id)
+        if entry is not None and entry.offset >= 0:
+            self._touch(entry, shown.time_us)
+            self._end(offset, offset, End.DUPLICATE_IMPRESSION)
+            return
+        if shown.time_us + self._reach_us <= self.watermark_us:
+            self._end(offset, offset, End.LATE_IMPRESSION)
+            return
+        bags = self._encode(shown)
+        if entry is None:
+            entry = self._remember(shown.impression_id, shown.time_us, before)
+        else:
+            self._touch(entry, shown.time_us)
+            heapq.heappush(self._due, (shown.time_us + self._reach_us, entry.low.offset, shown.impression_id))
+        entry.offset, entry.shown, entry.bags = offset, shown, bags
+        entry.deadline_us = shown.time_us + self._window_us
+        entry.places = {item: place for place, item in enumerate(shown.slate.item_ids)}
+        early, entry.early = entry.early, []
+        for click in early:
+            self._label(offset, click.offset, entry, click.action, click.value)
+
+    def _action(self, offset: int, action: Action, before: Low, value: bytes) -> None:
+        if action.action != self.config.action:
+            self._end(offset, offset, End.OTHER_ACTION)
+            return
+        entry = self._entries.get(action.impression_id)
+        if entry is None:
+            if action.time_us + self._reach_us <= self.watermark_us:
+                self._end(offset, offset, End.LATE_ACTION)
+                return
+            entry = self._remember(action.impression_id, action.time_us, before)
+        self._touch(entry, action.time_us)
+        if entry.offset < 0:
+            entry.early.append(_Early(offset, action, value))
+        else:
+            self._label(offset, offset, entry, action, value)
+
+    def _label(self, trigger: int, offset: int, entry: _Entry, action: Action, value: bytes) -> None:
+        """A click meets its impression. trigger: the record that brought them together; offset: the click's own."""
+        place = entry.places.get(action.item_id)
+        if place is None:
+            text = f"item {action.item_id!r} was not shown in impression {action.impression_id!r}"
+            self._bury(offset, BadEvent("item_not_shown", text), value, trigger)
+        elif place in entry.clicked:
+            self._end(trigger, offset, End.DUPLICATE_ACTION)
+        elif entry.shown is None or action.time_us >= entry.deadline_us:
+            self._end(trigger, offset, End.LATE_ACTION)
+        else:
+            entry.clicked[place] = action.time_us
+            if self._eager(entry):
+                self._emit(trigger, entry, np.array([place], np.intp))
+
+    def _close(self, trigger: int, entry: _Entry) -> None:
+        """The window is over: what has no label yet gets it, and only the names stay."""
+        items = len(entry.places)
+        if not entry.clicked or not self._eager(entry):
+            places = np.arange(items)
+        else:
+            places = np.array([place for place in range(items) if place not in entry.clicked], np.intp)
+        self._emit(trigger, entry, places)
+        entry.shown = entry.bags = None
+
+    def _eager(self, entry: _Entry) -> bool:
+        """Whether a click counts at once. Not within the first window of a log: its negatives come a window later, and a
+        model that saw nothing but clicks until then would believe in nothing else."""
+        shown_us = entry.deadline_us - self._window_us
+        return self.config.mode == "eager" and shown_us >= self.origin_us + self._window_us
+
+    # --- bookkeeping ---
+
+    def _remember(self, impression_id: str, time_us: int, before: Low) -> _Entry:
+        entry = self._entries[impression_id] = _Entry(before, time_us + self._reach_us)
+        heapq.heappush(self._due, (entry.horizon_us, before.offset, impression_id))
+        return entry
+
+    def _touch(self, entry: _Entry, time_us: int) -> None:
+        entry.horizon_us = max(entry.horizon_us, time_us + self._reach_us)
+
+    def _bury(self, offset: int, bad: BadEvent, value: bytes, trigger: int | None = None) -> None:
+        self.dead_letters.append(DeadLetter(offset, bad.reason, str(bad), value))
+        self.counts[f"dead_{bad.reason}"] += 1
+        self._end(offset if trigger is None else trigger, offset, End.DEAD_LETTER)
+
+    def _end(self, trigger: int, offset: int, reason: End) -> None:
+        self._now.append(_EndRow(trigger, offset, reason))
+        self.counts[reason.name.lower()] += 1
+
+    def _emit(self, trigger: int, entry: _Entry, places: NDArray[np.intp]) -> None:
+        if entry.shown is None or entry.bags is None or not len(places):
+            return
+        self._now.append(_Rows(trigger, entry.offset, places, entry.bags, entry.shown, entry.clicked))
+        self.counts["examples"] += len(places)
+
+    def _settle(self, trigger: int) -> None:
+        """What this record led to goes out in the order of names; full records are sealed."""
+        if not self._now:
+            return
+        flush = any(isinstance(one, _EndRow) and one.reason is End.FLUSH for one in self._now)
+        if len(self._now) > 1:
+            self._now.sort(key=lambda one: one.name)
+        for one in self._now:
+            self._out.append(one)
+            if isinstance(one, _Rows):
+                self._out_rows += len(one.places)
+                self._out_ids += len(one.places) * len(one.entry_bags.ids) // max(len(one.entry_bags), 1)
+            if self._out_rows >= self.config.record_rows or self._out_ids >= RECORD_IDS:
+                self._seal(one.name)
+        self._now = []
+        if flush:
+            self._seal(after_all_of(trigger))
+
+    def _seal(self, through: Cursor) -> None:
+        rows = [one for one in self._out if isinstance(one, _Rows)]
+        ends = [(one.trigger, one.offset, int(one.reason)) for one in self._out if isinstance(one, _EndRow)]
+        self._sealed.append(
+            _examples(self.partition, self._after, through, self._field_numbers, self._field_digests, rows, ends)
+        )
+        self._after = through
+        self._out, self._out_rows, self._out_ids = [], 0, 0
+
+
+def _examples(
+    partition: int, after: Cursor, through: Cursor, numbers: tuple[int, ...], digests: tuple[int, ...],
+    parts: list[_Rows], ends: list[tuple[int, int, int]],
+) -> Examples:
+    """Parts of impressions as columns."""
+    counts = np.array([len(part.places) for part in parts], np.int64)
+    places = np.concatenate([part.places for part in parts]) if parts else np.empty(0, np.intp)
+    clicked = np.concatenate([
+        np.array([part.clicked.get(place, 0) for place in part.places.tolist()], np.int64) if part.clicked
+        else np.zeros(len(part.places), np.int64)
+        for part in parts
+    ]) if parts else np.empty(0, np.int64)
+
+    probability = version = None
+    if any(part.shown.served_probability is not None for part in parts):
+        probability = np.concatenate([
+            np.full(len(part.places), np.nan, np.float32) if part.shown.served_probability is None
+            else np.asarray(part.shown.served_probability, np.float32)[part.places]
+            for part in parts
+        ])
+    if any(part.shown.served_version for part in parts):
+        version = np.repeat(np.array([part.shown.served_version for part in parts], np.uint64), counts)
+
+    def per_part(values: list[int]) -> NDArray[np.int64]:
+        return np.repeat(np.array(values, np.int64), counts)
+
+    return Examples(
+        source_partition=partition, after=after, through=through, field_numbers=numbers, field_digests=digests,
+        trigger=per_part([part.trigger for part in parts]),
+        impression=per_part([part.offset for part in parts]),
+        item=places.astype(np.uint16),
+        label=(clicked > 0).astype(np.float32),
+        event_time_us=per_part([part.shown.time_us for part in parts]),
+        click_time_us=clicked,
+        bags=concat([_taken(part) for part in parts]) if parts else Bags(max(len(numbers), 1), np.empty(0, np.uint64)),
+        ends=ends_from(ends), served_probability=probability, served_version=version,
+    )
+
+
+def _taken(part: _Rows) -> Bags:
+    """The bags of the places that became final."""
+    if len(part.places) == 1:
+        place = int(part.places[0])
+        return part.entry_bags.slice(place, place + 1)
+    return part.entry_bags if len(part.places) == len(part.entry_bags) else part.entry_bags.take(part.places)

@@ -1,0 +1,236 @@
+"""The joiner's process: events in, examples and dead letters out, over the pure join of stream_trainer/join.py.
+
+What is held in memory is only what the log from the committed offset on leads to. So every assignment forgets all and reads
+from there, and the order of each commit is: (1) take the low offsets, (2) wait until all that was emitted before is
+durable, (3) store the low offsets with the watermarks that held there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import time
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+import structlog
+
+from schemas import examples, fields
+from schemas.bags import Bags
+from schemas.config import Settings
+from schemas.echo import to_bags, with_training_fields
+from schemas.errors import BrokerError
+from schemas.events import Impression, Tick, tick_bytes
+from schemas.journal import Journal
+from stream_trainer import faust_driver
+from stream_trainer.faust_driver import Kafka, Position, Record
+from stream_trainer.join import BEGINNING, NO_TIME, DeadLetter, JoinCore, Low
+
+KEPT_BYTES = 256 << 10   # of an unusable record; the source offset finds the rest
+STATUS_EVERY_S = 1.0
+
+log = structlog.get_logger()
+
+
+def run(settings: Settings) -> None:
+    """Join until asked to stop."""
+    schema = fields.load(settings.model.schema)
+    handler = Joiner(settings, schema)
+    topic = settings.kafka.topic("events")
+    faust_driver.run(settings.kafka, topic, group_of(settings), handler)
+
+
+def group_of(settings: Settings) -> str:
+    """The consumer group: two models can learn from one stream."""
+    return f"{settings.kafka.prefix}freshet-joiner-{settings.model.name}"
+
+
+class Joiner:
+    """One worker: a JoinCore per assigned partition."""
+
+    def __init__(self, settings: Settings, schema: fields.FieldSchema) -> None:
+        self._settings = settings
+        self._schema = schema
+        self._encoder = fields.Encoder(schema, training=True)
+        self._cores: dict[int, JoinCore] = {}
+        self._quiet_since: dict[int, float] = {}     # partition → monotonic time of its last record
+        self._ticked_us: dict[int, int] = {}         # partition → time of the last tick we wrote
+        self._unacknowledged: list[asyncio.Future[Any]] = []
+        self._committed: dict[int, Low] = {}
+        self._example_partitions = 0
+        self._totals: Counter[str] = Counter()       # of cores that were dropped
+        self._journal = Journal(settings.metrics_dir / "joiner.jsonl")
+        self._kafka: Kafka | None = None
+        self._stopping = False
+        self._in_order = asyncio.Lock()              # records leave in the order in which they were made
+
+    # --- the driver's calls ---
+
+    async def assigned(self, kafka: Kafka, found: Mapping[int, Position]) -> dict[int, int]:
+        """Forget all, and start each partition at its stored offset with the watermark that held there."""
+        self._kafka = kafka
+        for core in self._cores.values():
+            self._totals.update(core.counts)
+        self._example_partitions = await kafka.partitions(self._settings.kafka.topic("examples"))
+        self._cores, self._committed, self._unacknowledged = {}, {}, []
+        for partition, at in found.items():
+            start = start_of(self._settings.kafka.topic("events"), partition, at)
+            self._committed[partition] = start
+            self._cores[partition] = JoinCore(
+                partition, self._settings.join, start, self._encode, self._schema.numbers, self._schema.digests
+            )
+            self._quiet_since[partition] = time.monotonic()
+            self._ticked_us[partition] = NO_TIME
+        log.info("joiner.assigned", partitions=sorted(found), starts={p: c.next_offset for p, c in self._cores.items()})
+        return {partition: core.next_offset for partition, core in self._cores.items()}
+
+    async def record(self, record: Record) -> None:
+        core = self._cores.get(record.partition)
+        if core is None or record.offset < core.next_offset:
+            return
+        core.feed(record.offset, record.kafka_time_us, record.value)
+        self._quiet_since[record.partition] = time.monotonic()
+        await self._emit(core)
+
+    async def running(self, kafka: Kafka) -> None:
+        """Flush, tick, commit and report, each in its own rhythm."""
+        join = self._settings.join
+        commit_at = status_at = tick_at = 0.0
+        while not self._stopping:
+            await asyncio.sleep(join.linger_s)
+            now = time.monotonic()
+            self._acknowledge()
+            for core in list(self._cores.values()):
+                if core.pending and self._cores.get(core.partition) is core:
+                    await self._emit(core, flush=True)
+            if now >= tick_at:
+                tick_at = now + join.tick_every_s / 2
+                await self._tick(kafka, now)
+            if now >= commit_at:
+                commit_at = now + join.commit_every_s
+                await self._commit(kafka)
+            if now >= status_at:
+                status_at = now + STATUS_EVERY_S
+                self._report()
+
+    async def stopping(self) -> None:
+        self._stopping = True
+        if self._kafka is not None:
+            await self._commit(self._kafka)
+        self._report()
+
+    # --- out ---
+
+    async def _emit(self, core: JoinCore, flush: bool = False) -> None:
+        """Hand what is complete to the producer, in order."""
+        kafka = self._kafka
+        if kafka is None:
+            return
+        async with self._in_order:
+            letters, core.dead_letters = core.dead_letters, []
+            for letter in letters:
+                key, value = dead_letter_record(core.partition, letter)
+                await self._send(kafka, "dead-letters", None, key, value)
+            for record in core.records(time.time_ns() // 1000, flush):
+                partition = core.partition % self._example_partitions
+                await self._send(kafka, "examples", partition, None, examples.encode(record))
+
+    async def _send(self, kafka: Kafka, topic: str, partition: int | None, key: bytes | None, value: bytes) -> None:
+        self._unacknowledged.append(await kafka.send(self._settings.kafka.topic(topic), partition, key, value))
+
+    def _acknowledge(self) -> None:
+        """Let go of what is durable. Raises what went wrong: a record that is lost would be a gap."""
+        waiting = []
+        for sent in self._unacknowledged:
+            if sent.done():
+                sent.result()
+            else:
+                waiting.append(sent)
+        self._unacknowledged = waiting
+
+    async def _commit(self, kafka: Kafka) -> None:
+        """Store the low offsets, behind everything they promise."""
+        cores = dict(self._cores)
+        lows = {partition: core.low() for partition, core in cores.items()}      # 1. what we may start from again
+        if all(self._committed.get(partition) == low for partition, low in lows.items()):
+            return
+        for core in cores.values():
+            await self._emit(core, flush=True)
+        waiting, self._unacknowledged = self._unacknowledged, []
+        await asyncio.gather(*waiting)                                           # 2. all of it is durable; raises
+        if any(self._cores.get(partition) is not core for partition, core in cores.items()):
+            return                                                               #    reassigned meanwhile
+        stored = {partition: (low.offset, metadata_of(low)) for partition, low in lows.items()}
+        if await kafka.commit(stored):                                           # 3. stored
+            self._committed.update(lows)
+
+    async def _tick(self, kafka: Kafka, now: float) -> None:
+        """Write time into partitions that are quiet while something waits in them."""
+        join = self._settings.join
+        for partition, core in self._cores.items():
+            quiet_s = now - self._quiet_since[partition]
+            patience_s = join.hold_timeout_s if core.holding else join.tick_every_s
+            if not core.open or quiet_s < patience_s or core.watermark_us == NO_TIME:
+                continue
+            time_us = core.watermark_us + round(quiet_s * 1e6)
+            if time_us <= self._ticked_us[partition]:
+                continue
+            self._ticked_us[partition] = time_us
+            await self._send(kafka, "events", partition, None, tick_bytes(Tick(time_us)))
+
+    def _encode(self, shown: Impression) -> Bags:
+        """The ids that were scored, where the event brings them back; else made from its features."""
+        if shown.echo is not None:
+            bags = to_bags(shown.echo, self._schema)
+            if bags is not None:
+                self._totals["echoes"] += 1
+                return with_training_fields(bags, self._schema, shown.slate)
+            self._totals["echoes_stale"] += 1
+        return self._encoder.encode(shown.slate)[0]
+
+    def _report(self) -> None:
+        counts = Counter(self._totals)
+        for core in self._cores.values():
+            counts.update(core.counts)
+        self._journal.write({
+            "event": "joiner.status", "partitions": sorted(self._cores), "open": sum(c.open for c in self._cores.values()),
+            "counts": dict(counts), "unknown_fields": dict(self._encoder.unknown),
+        })
+
+
+def start_of(topic: str, partition: int, at: Position) -> Low:
+    """Where a new core starts. Raises BrokerError where the stored offset does not exist any more."""
+    if at.committed is None:
+        return BEGINNING._replace(offset=at.earliest)
+    if not at.earliest <= at.committed <= at.end:
+        raise BrokerError(
+            f"{topic}/{partition}: the joiner left off at offset {at.committed}, the topic holds {at.earliest} to {at.end}. "
+            f"Either it was deleted and made again, or its retention is shorter than the joiner was away. Nothing is skipped "
+            f"silently: reset the group's offsets (kafka-consumer-groups.sh --reset-offsets) to go on from what is there."
+        )
+    return low_from(at.committed, at.metadata)
+
+
+def metadata_of(low: Low) -> str:
+    """What a commit keeps beside the offset."""
+    return f"v1 {low.watermark_us} {int(low.holding)} {low.origin_us}"
+
+
+def low_from(offset: int, metadata: str) -> Low:
+    """A commit read back. Offsets that somebody else set (a tool's reset) carry no watermark: time starts anew there."""
+    match metadata.split(" "):
+        case ["v1", watermark, holding, origin]:
+            return Low(offset, int(watermark), holding == "1", int(origin))
+    return BEGINNING._replace(offset=offset)
+
+
+def dead_letter_record(partition: int, letter: DeadLetter) -> tuple[bytes, bytes]:
+    """(key, value) for the topic `dead-letters`. The key names the source, so that a letter written twice is one."""
+    key = f"{partition}/{letter.offset}".encode()
+    value = orjson.dumps({
+        "source_partition": partition, "source_offset": letter.offset, "reason": letter.reason, "text": letter.text,
+        "size_bytes": len(letter.value), "value_base64": base64.b64encode(letter.value[:KEPT_BYTES]).decode(),
+    })
+    return key, value

@@ -1,0 +1,170 @@
+"""The learner: bags of ids and labels in, probabilities out, computed before it learns them. torch and numpy alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from schemas.bags import Bags, Floats
+from schemas.config import LearnConfig, ModelConfig
+from schemas.errors import ConfigError, FreshetError, ShapeError, SnapshotError
+from schemas.fields import FieldSchema
+from schemas.models import build
+from schemas.models.pooling import pool
+from schemas.snapshot import weights_digest
+from stream_trainer.optimisers import row_optimiser
+from stream_trainer.table import Table
+
+
+class Diverged(FreshetError):
+    """The loss, or what was learnt, is not a finite number any more. Nothing of it may be published."""
+
+
+class Learner:
+    """One table, one dense part, and their optimisers: Adam on the dense part, the configured one on the rows.
+
+    Same batches, same seed, same number of threads: same weights, bit for bit (on a CPU; a GPU adds in any order).
+    """
+
+    def __init__(self, model: ModelConfig, learn: LearnConfig, schema: FieldSchema, rotation: int = 64) -> None:
+        """The model as its seed makes it. Sets torch's threads, for the whole process."""
+        torch.set_num_threads(learn.threads)
+        self.model_config = model
+        self.learn_config = learn
+        self.schema = schema
+        self.device = _device(learn.device)
+        self.model = build(model, len(schema.fields)).to(self.device)
+        self.table = Table(
+            model.bits, self.model.row_width, row_optimiser(learn), self.model.new_rows, rotation, self.device
+        )
+        self.batches_learnt = 0
+        self.examples_learnt = 0
+        self._adam = torch.optim.Adam(self.model.parameters(), lr=learn.dense_rate, fused=True)
+        self._random = torch.Generator(self.device)
+        self.model.draw_from(self._random)
+
+    def learn(self, bags: Bags, labels: Floats, weights: Floats | None = None) -> Floats:
+        """One step. Returns what the model said of each row before it: (B,) probabilities.
+
+        labels: (B,) 0 or 1. weights: (B,) importance of each example, None = 1. The loss is Σ w·(log loss), a sum and no
+        mean: a weight of 2 is the example twice, and what a row learns from an example does not depend on how many others
+        came with it. Raises ShapeError, and Diverged before anything is learnt.
+        """
+        if len(bags) == 0 or len(labels) != len(bags) or (weights is not None and len(weights) != len(bags)):
+            given = "none" if weights is None else str(len(weights))
+            raise ShapeError(f"a batch of {len(bags)} rows with {len(labels)} labels and {given} weights")
+        target = self._tensor(labels)                                                       # (B,)
+        importance = None if weights is None else self._tensor(weights)
+        said = self._begin(bags, target) if self.batches_learnt == 0 else None
+
+        # 1. Each row once, and its weights as the leaves of this batch's graph.
+        rows, inverse = torch.unique(self.table.numbers(bags.ids), return_inverse=True)     # (N,), (n,)
+        leaves = self.table.gather(rows).detach().requires_grad_()                          # (N, W)
+
+        # 2. One forward pass, both scored and learnt; with dropout the score needs a pass of its own.
+        if self.model_config.dropout:
+            said = self.score(bags) if said is None else said
+            self._random.manual_seed(_seed(self.model_config.seed, self.batches_learnt))
+        self.model.train()
+        logits = self.model(*pool(leaves.index_select(0, inverse), bags, self.schema.fields))  # (B,)
+        loss = nn.functional.binary_cross_entropy_with_logits(logits, target, importance, reduction="sum")
+        found = loss.item()
+        if not math.isfinite(found):
+            raise Diverged(
+                f"the loss of batch {self.batches_learnt} is {found} after {self.examples_learnt} examples. "
+                f"Nothing was learnt from it. Lower learn.row_rate ({self.learn_config.row_rate}) or learn.dense_rate "
+                f"({self.learn_config.dense_rate}), or go back to an earlier version."
+            )
+
+        # 3. Back, and one step of each optimiser. The gradients of a row that came twice are summed by the gathering.
+        self._adam.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        assert leaves.grad is not None
+        self.table.apply(rows, leaves.grad)
+        self._adam.step()
+        self.batches_learnt += 1
+        self.examples_learnt += len(bags)
+        return _array(logits.detach().sigmoid()) if said is None else said
+
+    @torch.no_grad()
+    def score(self, bags: Bags) -> Floats:
+        """(B,) probabilities, learning nothing."""
+        self.model.eval()
+        rows = self.table.gather(self.table.numbers(bags.ids))                              # (n, W)
+        logits: Tensor = self.model(*pool(rows.contiguous(), bags, self.schema.fields))     # (B,)
+        return _array(logits.sigmoid())
+
+    def dense(self) -> dict[str, NDArray[Any]]:
+        """The dense weights by name: what a version holds."""
+        return {name: tensor.detach().cpu().numpy().copy() for name, tensor in self.model.state_dict().items()}
+
+    def dense_state(self) -> dict[str, NDArray[Any]]:
+        """The dense optimiser's state by name: what a checkpoint holds besides."""
+        return {
+            f"{name}/{key}": value.detach().cpu().numpy().copy()
+            for name, weight in self.model.named_parameters()
+            for key, value in self._adam.state[weight].items()
+        }
+
+    def load(
+        self, dense: Mapping[str, NDArray[Any]], state: Mapping[str, NDArray[Any]], batches: int, examples: int
+    ) -> None:
+        """Go on from a checkpoint; its rows go into the table directly. Raises SnapshotError where it does not fit."""
+        try:
+            self.model.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in dense.items()})
+        except RuntimeError as wrong:
+            raise SnapshotError(f"the dense weights of the checkpoint do not fit the model: {wrong}") from wrong
+        for name, weight in self.model.named_parameters():
+            kept = {key.split("/")[1]: value for key, value in state.items() if key.split("/")[0] == name}
+            self._adam.state[weight] = {
+                key: torch.from_numpy(np.array(value)).to(self.device) for key, value in kept.items()
+            }
+        self.batches_learnt = batches
+        self.examples_learnt = examples
+
+    def digest(self) -> str:
+        """Same weights → same text (schemas.snapshot.weights_digest)."""
+        rows = self.table.touched()
+        return weights_digest(rows, self.table.weights(rows), self.dense())
+
+    def _tensor(self, floats: Floats) -> Tensor:
+        """A copy: what came from a message's bytes cannot be written, and torch wants that it can."""
+        return torch.from_numpy(np.array(floats, np.float32)).to(self.device)
+
+    def _begin(self, bags: Bags, labels: Tensor) -> Floats:
+        """Before the first batch: set the global bias to the log-odds of its clicks, so that rare clicks need not be
+        learnt one small step after the other. Returns the batch's scores before that."""
+        said = self.score(bags)
+        clicks = float(labels.sum())
+        with torch.no_grad():
+            self.model.bias.fill_(math.log((clicks + 1) / (len(labels) - clicks + 1)))
+        return said
+
+
+def _device(name: str) -> torch.device:
+    """auto: the GPU if there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as wrong:
+        raise ConfigError(f"learn.device={name}: one of auto, cpu, cuda, cuda:1 …") from wrong
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"learn.device={name}: torch sees {torch.cuda.device_count()} GPUs here; set auto or cpu")
+    return device
+
+
+def _seed(seed: int, batch: int) -> int:
+    """Randomness is a function of the seed and the batch's number, so that a batch learnt again draws the same."""
+    return (seed * 0x9E3779B97F4A7C15 + batch) % 2**63
+
+
+def _array(tensor: Tensor) -> Floats:
+    found: Floats = tensor.cpu().numpy()
+    return found

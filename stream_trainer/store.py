@@ -1,0 +1,281 @@
+"""The snapshot store: the one file that writes RocksDB.
+
+A snapshot's chunks go in first, its manifest last, in the same WriteBatch unless it is large: whole or absent, wherever
+the process is killed. Keys carry the snapshot's number and are never written twice (a RocksDB secondary can serve stale
+values of overwritten keys for ever); a number whose chunks were cut short by a kill is not used again either. What is
+too old goes by deleting ranges. Versions survive the process being killed, checkpoints the machine losing power too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rocksdict import DBCompressionType, Options, Rdict, WriteBatch, WriteOptions
+
+from schemas.errors import SnapshotError
+from schemas.snapshot import (
+    LAST,
+    Chunk,
+    Content,
+    Kind,
+    Manifest,
+    Unpacked,
+    chain,
+    chunk_key,
+    decode_manifest,
+    described,
+    encode_manifest,
+    manifest_key,
+    number_of,
+    places,
+    unpack,
+    weights_digest,
+)
+
+BATCH_BYTES = 16 << 20  # a snapshot larger than this is written in several batches: a batch is held in memory twice
+
+_KINDS: tuple[Kind, ...] = ("version", "checkpoint")
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A whole table: rows (n,) ascending, floats (n, W), and what the newest snapshot holds beside them."""
+
+    manifest: Manifest
+    rows: NDArray[np.int64]
+    floats: NDArray[np.float32]
+    dense: dict[str, NDArray[Any]]
+    state: dict[str, NDArray[Any]]
+
+    def weights_digest(self) -> str:
+        """Equal to the trainer's `Learner.digest` where this is a version's table."""
+        return weights_digest(self.rows, self.floats, self.dense)
+
+
+class SnapshotStore:
+    """Checkpoints and versions in one RocksDB directory. For one process and one thread."""
+
+    def __init__(self, store_dir: Path) -> None:
+        """Opens it, or makes it. Raises SnapshotError if another process has it open or it cannot be read."""
+        self.dir = store_dir
+        store_dir.mkdir(parents=True, exist_ok=True)
+        options = Options(raw_mode=True)
+        options.create_if_missing(True)
+        options.set_compression_type(DBCompressionType.none())  # floats do not compress
+        options.set_keep_log_file_num(2)
+        try:
+            self._db = Rdict(str(store_dir), options)
+        except Exception as broken:  # rocksdict raises bare Exception for all that RocksDB reports
+            raise SnapshotError(
+                f"{store_dir} cannot be opened for writing: {broken}. Is another trainer running on it?"
+            ) from broken
+        self._manifests: dict[Kind, dict[int, Manifest]] = {kind: self._read_manifests(kind) for kind in _KINDS}
+        self._next: dict[Kind, int] = {}
+        self._torn: dict[Kind, list[int]] = {}
+        for kind in _KINDS:
+            written = self._newest_chunk(kind)
+            newest = max(self._manifests[kind], default=0)
+            self._torn[kind] = list(range(newest + 1, written + 1))  # chunks without a manifest
+            self._next[kind] = max(newest, written) + 1
+
+    def __enter__(self) -> SnapshotStore:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the directory."""
+        self._db.close()
+
+    # --- reading ---
+
+    def manifests(self, kind: Kind) -> Mapping[int, Manifest]:
+        """All there are, by number, ascending."""
+        return MappingProxyType(self._manifests[kind])
+
+    def newest(self, kind: Kind) -> Manifest | None:
+        """The newest of that kind."""
+        numbers = self._manifests[kind]
+        return numbers[max(numbers)] if numbers else None
+
+    def newest_version(self) -> Manifest | None:
+        """What scorers load."""
+        return self.newest("version")
+
+    def newest_checkpoint(self) -> Manifest | None:
+        """What a trainer resumes from."""
+        return self.newest("checkpoint")
+
+    def read(self, manifest: Manifest, only: Content | None = None) -> Unpacked:
+        """Its content, checked to the bit. Raises SnapshotError."""
+        chunks = (self._db.get(chunk_key(manifest.kind, manifest.number, place)) for place in places(manifest, only))
+        return unpack(manifest, chunks, only)
+
+    def replay(self, kind: Kind, number: int, apply: Callable[[NDArray[np.int64], NDArray[np.float32]], None]) -> None:
+        """Hand over the rows of the whole table at that snapshot, from its oldest part to the newest: later ones win."""
+        manifests = self._manifests[kind]
+        for part in chain(manifests, number):
+            for rows, floats in self.read(manifests[part], "rows").rows:
+                apply(rows.astype(np.int64), floats)
+
+    def load(self, kind: Kind, number: int | None = None) -> Loaded:
+        """The whole table at that snapshot, the newest by default. Raises SnapshotError."""
+        manifest = self.newest(kind) if number is None else self._manifests[kind].get(number)
+        if manifest is None:
+            raise SnapshotError(f"{self.dir} holds no {kind}{'' if number is None else f' {number}'}")
+        numbers, blocks = [np.empty(0, np.int64)], [np.empty((0, manifest.width), np.float32)]
+
+        def keep(rows: NDArray[np.int64], floats: NDArray[np.float32]) -> None:
+            numbers.append(rows)
+            blocks.append(floats)
+
+        self.replay(kind, manifest.number, keep)
+        rows, last = np.unique(np.concatenate(numbers)[::-1], return_index=True)
+        floats = np.concatenate(blocks)[::-1][last]
+        whole = self.read(manifest)
+        return Loaded(manifest, rows, floats, whole.dense, whole.state)
+
+    def load_version(self, number: int | None = None) -> Loaded:
+        """The whole table of weights at a version."""
+        return self.load("version", number)
+
+    def load_checkpoint(self, number: int | None = None) -> Loaded:
+        """The whole table of weights and optimiser state at a checkpoint."""
+        return self.load("checkpoint", number)
+
+    def rows_touched_since(self, version: int | None) -> NDArray[np.int64]:
+        """Row numbers in all versions later than that one (None: in all), ascending."""
+        later = [manifest for number, manifest in self._manifests["version"].items() if number > (version or 0)]
+        parts = [rows.astype(np.int64) for manifest in later for rows, _ in self.read(manifest, "rows").rows]
+        return np.unique(np.concatenate([np.empty(0, np.int64), *parts]))
+
+    # --- writing ---
+
+    def write_version(self, manifest: Manifest, chunks: Iterable[bytes]) -> Manifest:
+        """Write a version; see `_write`."""
+        return self._write(manifest, chunks, sync=False)
+
+    def write_checkpoint(self, manifest: Manifest, chunks: Iterable[bytes]) -> Manifest:
+        """Write a checkpoint, and wait until the disk has it; see `_write`."""
+        return self._write(manifest, chunks, sync=True)
+
+    def expire(self, now_us: int, keep_s: float, pinned: Collection[int] = ()) -> int:
+        """Delete snapshots older than keep_s; returns how many. pinned: numbers of versions that stay.
+
+        What stays can be loaded whole: all that it is made of stays too. So does what resuming needs: the newest
+        checkpoint, and the versions that were published after it.
+        """
+        checkpoint = self.newest_checkpoint()
+        resume_from = (checkpoint.version or 0) if checkpoint else 0
+        batch, gone = WriteBatch(raw_mode=True), 0
+        for kind in _KINDS:
+            manifests = self._manifests[kind]
+            newest = max(manifests, default=0)
+            wanted = {
+                number
+                for number, manifest in manifests.items()
+                if number == newest
+                or manifest.created_us >= now_us - keep_s * 1e6
+                or (kind == "version" and (number > resume_from or number in pinned))
+            }
+            kept = self._closed(kind, wanted)
+            old = [number for number in manifests if number not in kept]
+            torn = [number for number in self._torn[kind] if number < newest]
+            for first, last in _runs(sorted([*old, *torn])):
+                batch.delete_range(manifest_key(kind, first), manifest_key(kind, last + 1))
+                batch.delete_range(chunk_key(kind, first, 0), chunk_key(kind, last + 1, 0))
+            for number in old:
+                del manifests[number]
+            self._torn[kind] = [number for number in self._torn[kind] if number > newest]
+            gone += len(old)
+        if not batch.is_empty():
+            self._commit(batch, sync=False)
+        return gone
+
+    def next_number(self, kind: Kind) -> int:
+        """The number that the next snapshot of that kind gets."""
+        return self._next[kind]
+
+    def _write(self, manifest: Manifest, chunks: Iterable[bytes], sync: bool) -> Manifest:
+        """Chunks, then the manifest with what they turned out to be. Returns that manifest.
+
+        Raises SnapshotError if the number is not the next one, or the disk does not take it: then nothing is published.
+        """
+        kind, number = manifest.kind, manifest.number
+        if number != self._next[kind]:
+            raise SnapshotError(f"{kind} {number} cannot be written: {self._next[kind]} is the next")
+        self._next[kind] = number + 1
+        listed: list[Chunk] = []
+        batch = WriteBatch(raw_mode=True)
+        for place, chunk in enumerate(chunks):
+            if batch.size_in_bytes() + len(chunk) > BATCH_BYTES:
+                self._commit(batch, sync=False)
+                batch = WriteBatch(raw_mode=True)
+            batch.put(chunk_key(kind, number, place), chunk)
+            listed.append(described(chunk))
+        whole = replace(manifest, chunks=tuple(listed))
+        batch.put(manifest_key(kind, number), encode_manifest(whole))
+        self._commit(batch, sync)
+        self._manifests[kind][number] = whole
+        return whole
+
+    def _commit(self, batch: WriteBatch, sync: bool) -> None:
+        options = WriteOptions()
+        options.sync = sync
+        try:
+            self._db.write(batch, options)
+        except Exception as broken:  # the same
+            raise SnapshotError(f"{self.dir} does not take a write: {broken}") from broken
+
+    def _closed(self, kind: Kind, wanted: set[int]) -> set[int]:
+        """Those, and all that they need to be loaded whole."""
+        manifests = self._manifests[kind]
+        kept = set(wanted)
+        for number in wanted:
+            if manifests[number].parent in wanted:
+                continue  # what the parent needs holds all that this one needs
+            try:
+                kept.update(chain(manifests, number))
+            except SnapshotError:
+                continue  # cannot be loaded whole any more; kept for what it is
+        return kept
+
+    def _read_manifests(self, kind: Kind) -> dict[int, Manifest]:
+        found: dict[int, Manifest] = {}
+        cursor = self._db.iter()
+        cursor.seek(manifest_key(kind, 0))
+        while cursor.valid() and (number := number_of(kind, cursor.key())) is not None:
+            found[number] = decode_manifest(cursor.value(), cursor.key())
+            cursor.next()
+        return found
+
+    def _newest_chunk(self, kind: Kind) -> int:
+        """The largest number that any chunk carries, 0 if there is none."""
+        cursor = self._db.iter()
+        cursor.seek_for_prev(chunk_key(kind, LAST, 2**32 - 1))
+        if not cursor.valid() or cursor.key()[:1] != chunk_key(kind, 0, 0)[:1]:
+            return 0
+        return int.from_bytes(cursor.key()[1:9], "big")
+
+
+def _runs(numbers: list[int]) -> Iterable[tuple[int, int]]:
+    """First and last of each run of consecutive numbers. numbers: ascending."""
+    first = last = None
+    for number in numbers:
+        if last is not None and number == last + 1:
+            last = number
+            continue
+        if first is not None and last is not None:
+            yield first, last
+        first = last = number
+    if first is not None and last is not None:
+        yield first, last

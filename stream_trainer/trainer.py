@@ -1,0 +1,219 @@
+"""The trainer's process: examples in, weights out. One thread learns; the event loop only hands it records.
+
+The learner's thread owns the table, the store and the device. Per batch: (1) learn it, which moves the cursors, (2) if it is
+time, publish a version, (3) if it is time, write a checkpoint with cursors and weights of the same moment. A kill between
+any two leaves the last checkpoint, from which the same batches follow again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import secrets
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import structlog
+
+from schemas import fields
+from schemas.config import Settings
+from schemas.errors import BrokerError
+from schemas.examples import Cursor, ExamplesError, decode
+from schemas.journal import Journal
+from stream_trainer import faust_driver
+from stream_trainer.faust_driver import Kafka, Position, Record
+from stream_trainer.intake import Batch, Intake
+from stream_trainer.learner import Learner
+from stream_trainer.progressive import Progressive
+from stream_trainer.publisher import Publisher
+from stream_trainer.store import SnapshotStore
+from stream_trainer.training import Training
+
+WAITING_RECORDS = 64       # handed over and not learnt: about 64,000 examples, a second's work
+TRACES_PER_VERSION = 32    # clicks followed from their event to the score that used them
+STATUS_EVERY_S = 1.0
+STOP_TIMEOUT_S = 20.0      # a last checkpoint takes tens of ms; ten million rows take seconds
+
+log = structlog.get_logger()
+
+
+def run(settings: Settings) -> None:
+    """Learn until asked to stop."""
+    trainer = Trainer(settings)
+    group = f"{settings.kafka.prefix}freshet-trainer-{settings.model.name}"
+    faust_driver.run(settings.kafka, settings.kafka.topic("examples"), group, trainer)
+
+
+class Trainer:
+    """The handler of `examples`, and the thread that learns them."""
+
+    def __init__(self, settings: Settings) -> None:
+        schema = fields.load(settings.model.schema)
+        learner = Learner(settings.model, settings.learn, schema, settings.snapshot.rotation)
+        progressive = Progressive(settings.metrics.window_rows)
+        self._settings = settings
+        self._publisher = Publisher(
+            SnapshotStore(settings.store_dir), learner, progressive, settings.snapshot, secrets.token_hex(16)
+        )
+        restored = self._publisher.restore()
+        intake = Intake(
+            schema, settings.learn.batch_rows,
+            {p: Cursor(*place) for p, place in restored.cursors.items()}, restored.tallies, restored.offsets,
+        ) if restored else Intake(schema, settings.learn.batch_rows)
+        self._training = Training(intake, learner, progressive)
+        self._records: queue.Queue[Record | None] = queue.Queue()
+        self._traces: list[dict[str, int]] = []
+        self._replays = intake.tallies["flush"]
+        self._status_at = 0.0
+        self._journal = Journal(settings.metrics_dir / "trainer.jsonl")
+        self._thread = threading.Thread(target=self._learn, name="learner", daemon=True)
+        log.info("trainer.ready", examples_learnt=learner.examples_learnt, batches_learnt=learner.batches_learnt,
+                 device=str(learner.device), resumed=restored is not None)
+
+    # --- the driver's calls, in the event loop ---
+
+    async def assigned(self, kafka: Kafka, found: Mapping[int, Position]) -> dict[int, int]:
+        """Go on where the weights are. The one trainer of a model needs every partition."""
+        topic = self._settings.kafka.topic("examples")
+        wanted = await kafka.partitions(topic)
+        if len(found) != wanted:
+            raise BrokerError(
+                f"this trainer was given {len(found)} of {wanted} partitions of {topic}: another trainer of model "
+                f"{self._settings.model.name} is running. Stop one, or give them different names (model.name)."
+            )
+        if not self._thread.is_alive():
+            self._thread.start()
+        return {partition: self._start(topic, partition, at) for partition, at in found.items()}
+
+    def _start(self, topic: str, partition: int, at: Position) -> int:
+        resume = self._training.intake.resume.get(partition)
+        if resume is None:
+            return at.earliest
+        if not at.earliest <= resume <= at.end:
+            raise BrokerError(
+                f"{topic}/{partition}: the weights go on at offset {resume}, the topic holds {at.earliest} to {at.end}. Either "
+                f"it was deleted and made again, or its retention is shorter than the trainer was away. Nothing is skipped "
+                f"silently: start a new model (model.name), or restore the topic."
+            )
+        return resume
+
+    async def record(self, record: Record) -> None:
+        while self._records.qsize() >= WAITING_RECORDS:
+            await asyncio.sleep(0.002)
+        self._records.put(record)
+
+    async def running(self, kafka: Kafka) -> None:
+        """All is done in the learner's thread."""
+
+    async def stopping(self) -> None:
+        """Learn what was handed over as far as batches are full, write a last version and checkpoint."""
+        if self._thread.is_alive():
+            self._records.put(None)
+            await asyncio.to_thread(self._thread.join, STOP_TIMEOUT_S)
+
+    # --- the learner's thread ---
+
+    def _learn(self) -> None:
+        try:
+            self._loop()
+        except Exception as error:  # noqa: BLE001 whatever it is, ending here loses nothing
+            faust_driver.crash(error)
+
+    def _loop(self) -> None:
+        self._publish()                       # a new model serves its first guess rather than nothing
+        wait_s = self._settings.learn.batch_wait_s
+        waits_since: float | None = None      # monotonic time since which rows wait for a full batch
+        while True:
+            due = self._wake_s() if waits_since is None or not wait_s else min(self._wake_s(), wait_s / 4)
+            try:
+                record = self._records.get(timeout=due)
+            except queue.Empty:
+                pass
+            else:
+                if record is None:
+                    self._publish(force=True)
+                    self._publisher.store.close()
+                    return
+                self._offer(record)
+            while self._step(force=False):
+                waits_since = None
+            now = time.monotonic()
+            if not self._training.intake.rows:
+                waits_since = None
+            elif waits_since is None:
+                waits_since = now
+            elif wait_s and now - waits_since >= wait_s:
+                self._step(force=True)
+                waits_since = None
+            self._publish()
+            self._report()
+
+    def _wake_s(self) -> float:
+        return min(self._settings.snapshot.version_every_s / 2, 0.25)
+
+    def _offer(self, record: Record) -> None:
+        try:
+            examples = decode(record.value or b"")
+        except ExamplesError as wrong:
+            log.error("examples.unreadable", partition=record.partition, offset=record.offset, error=str(wrong))
+            return
+        self._training.intake.offer(record.partition, record.offset, examples)
+
+    def _step(self, force: bool) -> bool:
+        step = self._training.step(force)
+        if step is None:
+            return False
+        self._trace(step.batch)
+        for window in step.windows:
+            log.info("progressive.window", **window.as_dict())
+            self._journal.write({"event": "trainer.window", **window.as_dict()})
+        self._publish()
+        return True
+
+    def _trace(self, batch: Batch) -> None:
+        """Follow some of the clicks."""
+        if len(self._traces) < TRACES_PER_VERSION:
+            learnt_us = time.time_ns() // 1000
+            for row in batch.click_time_us.nonzero()[0][: TRACES_PER_VERSION - len(self._traces)].tolist():
+                self._traces.append({
+                    "click_us": int(batch.click_time_us[row]), "joined_us": int(batch.joined_us[row]), "learnt_us": learnt_us,
+                })
+
+    def _publish(self, force: bool = False) -> None:
+        intake = self._training.intake
+        ended = intake.tallies["flush"] > self._replays
+        force = force or ended
+        now_us = time.time_ns() // 1000
+        cursors = {partition: (at.trigger, at.offset, at.item) for partition, at in intake.cursors.items()}
+        if self._publisher.maybe_publish(
+            now_us, cursors=cursors, offsets=intake.resume, tallies=intake.tallies, traces=self._traces, force=force
+        ):
+            self._traces = []
+        self._publisher.maybe_checkpoint(
+            now_us, cursors=cursors, offsets=intake.resume, tallies=intake.tallies, force=force
+        )
+        if ended:
+            self._replays = intake.tallies["flush"]
+            self._journal.write({
+                "event": "trainer.replay_ended", **self._figures(), "weights_digest": self._training.learner.digest(),
+            })
+
+    def _report(self) -> None:
+        now = time.monotonic()
+        if now < self._status_at:
+            return
+        self._status_at = now + STATUS_EVERY_S
+        self._journal.write({"event": "trainer.status", **self._figures()})
+
+    def _figures(self) -> dict[str, Any]:
+        intake = self._training.intake
+        lifetime = self._training.progressive.lifetime()
+        version = self._publisher.store.newest_version()
+        return {
+            "newest_version": version.number if version else 0,
+            "examples_learnt": intake.tallies["examples"], "positives": intake.tallies["positives"],
+            "tallies": dict(intake.tallies), "dropped": intake.dropped, "gaps": intake.gaps, "waiting_rows": intake.rows,
+            "batches_learnt": self._training.learner.batches_learnt, "lifetime": lifetime.as_dict() if lifetime else None,
+        }
