@@ -78,7 +78,7 @@ class ModelConfig:
     architecture: str = "deepfm"
     bits: int = 20                           # the table has 2^bits rows
     factors: int = 10                        # K of the DeepFM paper
-    hidden: tuple[int, ...] = (400, 400, 400)
+    hidden: tuple[int, ...] = (64, 32)       # the paper's 400,400,400: + .001 AUC on Criteo at a third of the speed
     dropout: float = 0.0                     # chance that a neuron is dropped
     init_scale: float = 0.01                 # standard deviation of a new row's factors
     seed: int = 1
@@ -101,8 +101,8 @@ class LearnConfig:
     threads: int = 1                   # torch threads; part of what makes two runs equal bit for bit
     batch_rows: int = 256
     batch_wait_s: float = 0.1          # wall seconds an unfilled batch waits; 0 = cut by count alone (reproducible)
-    row_optimiser: Literal["adam", "adagrad"] = "adam"
-    row_rate: float = 0.001
+    row_optimiser: Literal["adam", "adagrad"] = "adagrad"
+    row_rate: float = 0.015            # of Adagrad; Adam wants .002 (docs/lab.md)
     dense_rate: float = 0.001          # Adam
 
     def __post_init__(self) -> None:

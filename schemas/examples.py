@@ -79,6 +79,7 @@ class Examples:
 
     trigger, impression: (B,) i64. item: (B,) u16. label: (B,) f32, 0 or 1. weight: (B,) f32 or None = 1.
     served_probability: (B,) f32, NaN = not given, or None. served_version: (B,) u64 or None.
+    at_once: (B,) u8, 1 = the label was final when its click came, or None = none was.
     event_time_us, click_time_us: (B,) i64, 0 = no click. bags: B rows of ids. field_numbers, field_digests: (F,).
     joined_us: wall clock of writing.
     """
@@ -100,6 +101,7 @@ class Examples:
     weight: NDArray[np.float32] | None = None
     served_probability: NDArray[np.float32] | None = None
     served_version: NDArray[np.uint64] | None = None
+    at_once: NDArray[np.uint8] | None = None
 
     def __len__(self) -> int:
         return len(self.trigger)
@@ -140,7 +142,7 @@ _COLUMNS = (  # record field, attribute, dtype; "ends." and "bags." are their pa
 )
 _OPTIONAL = (
     ("weight", "weight", "<f4"), ("served_probability", "served_probability", "<f4"),
-    ("served_version", "served_version", "<u8"),
+    ("served_version", "served_version", "<u8"), ("at_once", "at_once", "u1"),
 )
 
 

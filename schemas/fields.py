@@ -26,6 +26,7 @@ Kind = Literal["categorical", "set", "numeric"]
 Transform = Literal["log_bins", "raw", "log"]
 MAX_SET = 1000        # values in one set; more is a producer's mistake, not a preference
 RAW_LIMIT = 1e6       # raw numbers are clipped here: one wild value must not blow up a row
+MAX_UNKNOWN = 1000    # names of unknown fields that are counted apart; whatever comes after is counted together
 CACHE_ENTRIES = 1 << 20  # ids remembered per field: about 100 MB at worst, then forgotten all at once
 
 _KEYS = {"name", "number", "kind", "side", "transform", "pool", "training_only", "served_value", "slice"}
@@ -133,7 +134,8 @@ class Encoder:
         strange = [name for name in slate.context if ("context", name) not in self._known]
         strange += [name for name in slate.columns if ("item", name) not in self._known]
         for name in strange:
-            self.unknown[name] = self.unknown.get(name, 0) + 1
+            known = name if name in self.unknown or len(self.unknown) < MAX_UNKNOWN else "…"
+            self.unknown[known] = self.unknown.get(known, 0) + 1
 
         columns = [self._column(place, spec, slate, items) for place, spec in enumerate(self.schema.fields)]
         if not self._has_sets:

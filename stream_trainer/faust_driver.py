@@ -106,6 +106,7 @@ def run(kafka: KafkaConfig, topic: str, group: str, handler: Handler) -> None:
     """Read `topic` as a member of `group` until SIGTERM or SIGINT. Any unexpected error ends the process at once."""
     app = _app(kafka, topic, group, handler)
     worker = app.Worker(loglevel="ERROR", redirect_stdouts=False, override_logging=False, quiet=True)
+    worker.spinner = None                        # it writes terminal codes into logs
     worker.execute_from_commandline()
 
 

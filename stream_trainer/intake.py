@@ -28,6 +28,7 @@ class Batch:
     """B rows to learn at once.
 
     bags: B rows of ids. labels: (B,) f32. weights: (B,) f32 or None = 1. click_time_us: (B,) i64, 0 = no click.
+    at_once: (B,) u8, 1 = final when its click came.
     joined_us: (B,) i64, wall clock of the joiner. served_probability: (B,) f32, NaN = not given.
     """
 
@@ -35,6 +36,7 @@ class Batch:
     labels: NDArray[np.float32]
     weights: NDArray[np.float32] | None
     click_time_us: NDArray[np.int64]
+    at_once: NDArray[np.uint8]
     joined_us: NDArray[np.int64]
     served_probability: NDArray[np.float32]
 
@@ -167,7 +169,7 @@ class Intake:
 
     def _batch(self, parts: list[tuple[Examples, int, int]]) -> Batch:
         """Columns of the rows taken; and the tallies of what is learnt with them."""
-        bags, labels, weights, clicks, joined, served, heads = [], [], [], [], [], [], 0
+        bags, labels, weights, clicks, at_once, joined, served, heads = [], [], [], [], [], [], [], 0
         for examples, start, stop in parts:
             rows = slice(start, stop)
             part = examples.bags.slice(start, stop)
@@ -175,6 +177,7 @@ class Intake:
             labels.append(examples.label[rows])
             weights.append(examples.weight[rows] if examples.weight is not None else None)
             clicks.append(examples.click_time_us[rows])
+            at_once.append(examples.at_once[rows] if examples.at_once is not None else np.zeros(stop - start, np.uint8))
             joined.append(np.full(stop - start, examples.joined_us, np.int64))
             served.append(examples.served_probability[rows] if examples.served_probability is not None
                           else np.full(stop - start, np.nan, np.float32))
@@ -188,4 +191,7 @@ class Intake:
             weight = np.concatenate([
                 np.ones(len(own), np.float32) if part is None else part for own, part in zip(labels, weights, strict=True)
             ])
-        return Batch(concat(bags), label, weight, np.concatenate(clicks), np.concatenate(joined), np.concatenate(served))
+        return Batch(
+            concat(bags), label, weight, np.concatenate(clicks), np.concatenate(at_once), np.concatenate(joined),
+            np.concatenate(served),
+        )

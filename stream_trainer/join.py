@@ -27,7 +27,7 @@ from schemas.events import Action, Event, Impression, Tick, parse
 from schemas.examples import LAST_ITEM, Cursor, End, Examples, after_all_of, ends_from
 
 RECORD_IDS = 1 << 16     # ids in one record at most, beside join.record_rows: 512 KiB, half of Kafka's default limit
-NO_TIME = -(1 << 62)     # the watermark, and the origin, of a log in which no event was read
+NO_TIME = -(1 << 62)     # the watermark of a log in which no event was read
 
 
 class Low(NamedTuple):
@@ -36,7 +36,8 @@ class Low(NamedTuple):
     offset: int
     watermark_us: int
     holding: bool
-    origin_us: int      # event time at which this log began
+    flowing_since_us: int  # event time since which impressions have come without a pause of a window
+    shown_us: int          # event time of the newest impression
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,7 @@ class _Entry:
     horizon_us: int                        # forgotten when the watermark reaches this
     offset: int = -1                       # of the impression; -1 = not come yet
     deadline_us: int = 0                   # an action counts before this
+    eager: bool = False                    # a click makes its label final at once
     shown: Impression | None = None        # None before it comes, and again once all its labels are final
     bags: Bags | None = None
     places: dict[str, int] = field(default_factory=dict)   # item id → place; kept while the id is remembered
@@ -81,6 +83,7 @@ class _Rows(NamedTuple):
     entry_bags: Bags
     shown: Impression
     clicked: dict[int, int]
+    at_once: bool
 
     @property
     def name(self) -> Cursor:
@@ -98,7 +101,7 @@ class _EndRow(NamedTuple):
         return Cursor(self.trigger, self.offset, LAST_ITEM)
 
 
-BEGINNING = Low(0, NO_TIME, False, NO_TIME)
+BEGINNING = Low(0, NO_TIME, False, NO_TIME, NO_TIME)
 Encode = Callable[[Impression], Bags]
 
 
@@ -120,7 +123,8 @@ class JoinCore:
         self.next_offset = start.offset
         self.watermark_us = start.watermark_us
         self.holding = start.holding
-        self.origin_us = start.origin_us
+        self.flowing_since_us = start.flowing_since_us
+        self.shown_us = start.shown_us
         self._encode = encode
         self._field_numbers = field_numbers
         self._field_digests = field_digests
@@ -153,7 +157,7 @@ class JoinCore:
         """Where to start again. Commit it only when all that `records(flush=True)` gave is durable."""
         if self._entries:
             return next(iter(self._entries.values())).low
-        return Low(self.next_offset, self.watermark_us, self.holding, self.origin_us)
+        return self._here(self.next_offset)
 
     def records(self, joined_us: int, flush: bool = False) -> list[Examples]:
         """Complete records so far; with flush also the unfinished one, and if need be an empty one that only says how
@@ -167,7 +171,7 @@ class JoinCore:
 
     def feed(self, offset: int, kafka_time_us: int, value: bytes | None) -> None:
         """The next record. kafka_time_us: its Kafka timestamp, which bounds how far ahead its own time may be."""
-        before = Low(offset, self.watermark_us, self.holding, self.origin_us)
+        before = self._here(offset)
         try:
             event = self._clamped(parse(value), kafka_time_us)
             self._advance(offset, event.time_us)
@@ -192,8 +196,6 @@ class JoinCore:
         """Time has come to `time_us`: close what is due, forget what no coming record can need."""
         if time_us <= self.watermark_us:
             return
-        if self.watermark_us == NO_TIME:
-            self.origin_us = time_us
         self.watermark_us = time_us
         while self._due and self._due[0][0] <= time_us:
             _, low_offset, impression_id = heapq.heappop(self._due)
@@ -216,6 +218,7 @@ class JoinCore:
                 self._end(offset, offset, End.FLUSH)
         elif isinstance(event, Impression):
             self.counts["impressions"] += 1
+            self._flow(event.time_us)
             self._impression(offset, event, before)
         else:
             self.counts["actions"] += 1
@@ -238,6 +241,7 @@ class JoinCore:
             heapq.heappush(self._due, (shown.time_us + self._reach_us, entry.low.offset, shown.impression_id))
         entry.offset, entry.shown, entry.bags = offset, shown, bags
         entry.deadline_us = shown.time_us + self._window_us
+        entry.eager = self._eager(shown.time_us)
         entry.places = {item: place for place, item in enumerate(shown.slate.item_ids)}
         early, entry.early = entry.early, []
         for click in early:
@@ -271,26 +275,35 @@ class JoinCore:
             self._end(trigger, offset, End.LATE_ACTION)
         else:
             entry.clicked[place] = action.time_us
-            if self._eager(entry):
-                self._emit(trigger, entry, np.array([place], np.intp))
+            if entry.eager:
+                self._emit(trigger, entry, np.array([place], np.intp), at_once=True)
 
     def _close(self, trigger: int, entry: _Entry) -> None:
         """The window is over: what has no label yet gets it, and only the names stay."""
         items = len(entry.places)
-        if not entry.clicked or not self._eager(entry):
+        if not entry.clicked or not entry.eager:
             places = np.arange(items)
         else:
             places = np.array([place for place in range(items) if place not in entry.clicked], np.intp)
         self._emit(trigger, entry, places)
         entry.shown = entry.bags = None
 
-    def _eager(self, entry: _Entry) -> bool:
-        """Whether a click counts at once. Not within the first window of a log: its negatives come a window later, and a
-        model that saw nothing but clicks until then would believe in nothing else."""
-        shown_us = entry.deadline_us - self._window_us
-        return self.config.mode == "eager" and shown_us >= self.origin_us + self._window_us
+    def _flow(self, shown_us: int) -> None:
+        """Notice a pause in the traffic. Every impression counts, duplicates and late ones too: what a restarted core
+        takes for a duplicate may differ, what it reads does not."""
+        if shown_us >= self.shown_us + self._window_us:
+            self.flowing_since_us = shown_us
+        self.shown_us = max(self.shown_us, shown_us)
+
+    def _eager(self, shown_us: int) -> bool:
+        """Whether a click counts at once. Not within the first window of a log or after a pause: the negatives come a window
+        later, and a model that sees nothing but clicks until then believes in nothing else."""
+        return self.config.mode == "eager" and shown_us >= self.flowing_since_us + self._window_us
 
     # --- bookkeeping ---
+
+    def _here(self, offset: int) -> Low:
+        return Low(offset, self.watermark_us, self.holding, self.flowing_since_us, self.shown_us)
 
     def _remember(self, impression_id: str, time_us: int, before: Low) -> _Entry:
         entry = self._entries[impression_id] = _Entry(before, time_us + self._reach_us)
@@ -309,10 +322,10 @@ class JoinCore:
         self._now.append(_EndRow(trigger, offset, reason))
         self.counts[reason.name.lower()] += 1
 
-    def _emit(self, trigger: int, entry: _Entry, places: NDArray[np.intp]) -> None:
+    def _emit(self, trigger: int, entry: _Entry, places: NDArray[np.intp], at_once: bool = False) -> None:
         if entry.shown is None or entry.bags is None or not len(places):
             return
-        self._now.append(_Rows(trigger, entry.offset, places, entry.bags, entry.shown, entry.clicked))
+        self._now.append(_Rows(trigger, entry.offset, places, entry.bags, entry.shown, entry.clicked, at_once))
         self.counts["examples"] += len(places)
 
     def _settle(self, trigger: int) -> None:
@@ -356,7 +369,9 @@ def _examples(
         for part in parts
     ]) if parts else np.empty(0, np.int64)
 
-    probability = version = None
+    probability = version = at_once = None
+    if any(part.at_once for part in parts):
+        at_once = np.repeat(np.array([part.at_once for part in parts], np.uint8), counts)
     if any(part.shown.served_probability is not None for part in parts):
         probability = np.concatenate([
             np.full(len(part.places), np.nan, np.float32) if part.shown.served_probability is None
@@ -378,7 +393,7 @@ def _examples(
         event_time_us=per_part([part.shown.time_us for part in parts]),
         click_time_us=clicked,
         bags=concat([_taken(part) for part in parts]) if parts else Bags(max(len(numbers), 1), np.empty(0, np.uint64)),
-        ends=ends_from(ends), served_probability=probability, served_version=version,
+        ends=ends_from(ends), served_probability=probability, served_version=version, at_once=at_once,
     )
 
 

@@ -215,14 +215,14 @@ def start_of(topic: str, partition: int, at: Position) -> Low:
 
 def metadata_of(low: Low) -> str:
     """What a commit keeps beside the offset."""
-    return f"v1 {low.watermark_us} {int(low.holding)} {low.origin_us}"
+    return f"v1 {low.watermark_us} {int(low.holding)} {low.flowing_since_us} {low.shown_us}"
 
 
 def low_from(offset: int, metadata: str) -> Low:
     """A commit read back. Offsets that somebody else set (a tool's reset) carry no watermark: time starts anew there."""
     match metadata.split(" "):
-        case ["v1", watermark, holding, origin]:
-            return Low(offset, int(watermark), holding == "1", int(origin))
+        case ["v1", watermark, holding, flowing_since, shown]:
+            return Low(offset, int(watermark), holding == "1", int(flowing_since), int(shown))
     return BEGINNING._replace(offset=offset)
 
 

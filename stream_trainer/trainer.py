@@ -173,10 +173,11 @@ class Trainer:
         return True
 
     def _trace(self, batch: Batch) -> None:
-        """Follow some of the clicks."""
+        """Follow some of the clicks; in mode eager those that counted at once, not those of a log's first window."""
         if len(self._traces) < TRACES_PER_VERSION:
             learnt_us = time.time_ns() // 1000
-            for row in batch.click_time_us.nonzero()[0][: TRACES_PER_VERSION - len(self._traces)].tolist():
+            clicked = batch.at_once if self._settings.join.mode == "eager" else batch.click_time_us
+            for row in clicked.nonzero()[0][: TRACES_PER_VERSION - len(self._traces)].tolist():
                 self._traces.append({
                     "click_us": int(batch.click_time_us[row]), "joined_us": int(batch.joined_us[row]), "learnt_us": learnt_us,
                 })

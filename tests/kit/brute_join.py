@@ -38,7 +38,13 @@ def brute_join(log: Sequence[bytes], config: JoinConfig) -> tuple[list[Row], lis
         else:
             events.append((offset, event))
 
-    origin = next((mark for mark in marks if mark > -(1 << 62)), 0)
+    flowing: dict[int, int] = {}               # offset of an impression → since when impressions flow without a pause
+    newest = since = -(1 << 62)
+    for offset, event in events:
+        if isinstance(event, Impression):
+            since = event.time_us if event.time_us >= newest + window else since
+            newest = max(newest, event.time_us)
+            flowing[offset] = since
 
     def reached(time_us: int, start: int) -> int | None:
         """The first record from `start` on at which the watermark is at `time_us`."""
@@ -62,11 +68,11 @@ def brute_join(log: Sequence[bytes], config: JoinConfig) -> tuple[list[Row], lis
                 if not late_shown:
                     horizon = max(horizon, e.time_us + reach)
             own = own[len(group):]
-            _group(group, horizon, config, origin, window, reach, marks, reached, rows, ends)
+            _group(group, horizon, config, flowing, window, reach, marks, reached, rows, ends)
     return sorted(rows), sorted((t, o, int(r)) for t, o, r in ends)
 
 
-def _group(group, horizon, config, origin, window, reach, marks, reached, rows, ends):
+def _group(group, horizon, config, flowing, window, reach, marks, reached, rows, ends):
     shown_at, shown = -1, None
     clicks = []
     for o, e in group:
@@ -82,7 +88,7 @@ def _group(group, horizon, config, origin, window, reach, marks, reached, rows, 
         gone = reached(horizon, group[0][0])
         ends.extend((gone, o, End.UNMATCHED_ACTION) for o, _ in clicks if gone is not None)
         return
-    eager = config.mode == "eager" and shown.time_us >= origin + window
+    eager = config.mode == "eager" and shown.time_us >= flowing[shown_at] + window
     closes = reached(shown.time_us + reach, shown_at)
     labelled: dict[int, int] = {}
     for o, e in clicks:

@@ -83,6 +83,7 @@ def test_a_million_rows_are_made_in_well_under_a_second() -> None:
     assert taken < 0.8  # 0.11 s on a quiet machine
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_makes_the_same_bits() -> None:
     """Integer arithmetic and one product: nothing to round differently."""

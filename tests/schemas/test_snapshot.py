@@ -247,10 +247,10 @@ def test_another_model_is_refused_with_both_sides() -> None:
     manifest = a_manifest()
     same = model_identity(ModelConfig(name="another name"), 11)
     refuse_other_model(manifest, same, FIELDS, "")
-    other = model_identity(ModelConfig(bits=22, hidden=(64, 32)), 11)
+    other = model_identity(ModelConfig(bits=22, hidden=(8, 4)), 11)
     with pytest.raises(SnapshotError) as refused:
         refuse_other_model(manifest, other, [FIELDS[0], (9, 5)], "Still serving 2.")
-    for part in ("version 3", "model.bits is 20 there and 22 here", "[400, 400, 400] there and [64, 32] here",
+    for part in ("version 3", "model.bits is 20 there and 22 here", "[64, 32] there and [8, 4] here",
                  "field 7 is fedcba9876543210 there and absent here", "field 9 is absent there", "Still serving 2."):
         assert part in str(refused.value)
 

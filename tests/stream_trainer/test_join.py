@@ -168,23 +168,36 @@ def test_a_lost_record_is_a_gap_until_it_is_written_again() -> None:
     assert intake.gaps == len(records) - 2
 
 
+FLOW = [impression(f"flow{n}", 5 * n - 30, ("z",)) for n in range(6)]
+FLOWN = len(FLOW)   # records after which impressions have come for over a window, so that clicks count at once
+
+
+def after_flow(*log: bytes) -> list[Row]:
+    """Examples of what comes once traffic flows."""
+    return [row for row in rows_of(join_all([*FLOW, *log], EAGER)) if row.impression >= FLOWN]
+
+
 def test_click_within_the_window_is_a_positive_at_once() -> None:
     """Mode eager: the label is final when the click comes; the other items when the window is over."""
-    records = join_all([tick(-20), impression("x", 0), click("x", 3, "b"), tick(10)], EAGER)
-    assert rows_of(records) == [Row(2, 1, 1, 1), Row(3, 1, 0, 0)]
+    found = after_flow(impression("x", 0), click("x", 3, "b"), tick(10))
+    assert found == [Row(FLOWN + 1, FLOWN, 1, 1), Row(FLOWN + 2, FLOWN, 0, 0)]
 
 
-def test_the_first_window_of_a_log_waits() -> None:
-    """Mode eager: else a new model would see a window full of clicks before the first impression without one."""
-    records = join_all([impression("x", 0), click("x", 3, "b"), tick(10)], EAGER)
-    assert rows_of(records) == [Row(2, 0, 0, 0), Row(2, 0, 1, 1)]
+def test_the_first_window_waits_and_so_does_the_first_after_a_pause() -> None:
+    """Mode eager: else a model would see a window full of clicks before the first impression without one."""
+    visit = [impression("x", 0), click("x", 3, "b"), tick(10)]
+    assert rows_of(join_all(visit, EAGER)) == [Row(2, 0, 0, 0), Row(2, 0, 1, 1)]
+    later = [impression("y", 30), click("y", 31, "b"), tick(41)]
+    found = after_flow(*visit, *later)
+    assert found[:2] == [Row(FLOWN + 1, FLOWN, 1, 1), Row(FLOWN + 2, FLOWN, 0, 0)]
+    assert found[2:] == [Row(FLOWN + 5, FLOWN + 3, 0, 0), Row(FLOWN + 5, FLOWN + 3, 1, 1)]
 
 
 def test_click_at_the_very_end_of_the_window_is_late() -> None:
     """The window is half open, so that a group can close at the record that reaches its end."""
-    records = join_all([tick(-20), impression("x", 0), click("x", 3, "a"), click("x", 10, "b")], EAGER)
-    assert rows_of(records) == [Row(2, 1, 0, 1), Row(3, 1, 1, 0)]
-    assert ends_of(records) == [(3, 3, End.LATE_ACTION)]
+    log = [impression("x", 0), click("x", 3, "a"), click("x", 10, "b")]
+    assert after_flow(*log) == [Row(FLOWN + 1, FLOWN, 0, 1), Row(FLOWN + 2, FLOWN, 1, 0)]
+    assert ends_of(join_all([*FLOW, *log], EAGER)) == [(FLOWN + 2, FLOWN + 2, End.LATE_ACTION)]
 
 
 def test_a_time_far_ahead_of_its_record_is_clamped() -> None:
@@ -211,9 +224,9 @@ def test_low_is_the_oldest_record_that_something_held_depends_on() -> None:
     joiner.feed(2, FAR, impression("x", 5))
     assert joiner.low().offset == 0
     joiner.feed(3, FAR, tick(10))
-    assert joiner.low() == Low(1, at(0), False, at(0))
+    assert joiner.low() == Low(1, at(0), False, at(0), at(0))
     joiner.feed(4, FAR, tick(15))
-    assert joiner.low() == Low(5, at(15), False, at(0))
+    assert joiner.low() == Low(5, at(15), False, at(0), at(5))
 
 
 def test_a_tick_ends_a_replay_and_its_last_record() -> None:

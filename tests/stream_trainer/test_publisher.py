@@ -16,6 +16,7 @@ from schemas.config import LearnConfig, ModelConfig, SnapshotConfig
 from schemas.errors import SnapshotError
 from schemas.fields import parse
 from schemas.snapshot import Manifest, chain, weights_digest
+from scorer.engine import Blueprint, load
 from stream_trainer.learner import Diverged, Learner
 from stream_trainer.progressive import Progressive, Window
 from stream_trainer.publisher import Publisher, Restored
@@ -243,6 +244,22 @@ def test_the_first_version_needs_no_example(tmp_path: Path) -> None:
     assert trainer.publish() is None
     trainer.learn()
     assert trainer.publish() is not None
+    trainer.kill()
+
+
+def test_a_scorer_gives_the_trainer_s_probabilities(tmp_path: Path) -> None:
+    """From the published versions alone, for rows learnt and rows never seen: to 1e-6."""
+    trainer = Trainer(tmp_path)
+    for _ in range(6):
+        trainer.learn()
+        trainer.publish()
+    versions = trainer.store.manifests("version")
+    parts = [(versions[number], trainer.store.read(versions[number])) for number in chain(versions, 6)]
+    engine = load(Blueprint(MODEL, SCHEMA), lambda: 0, parts)
+    ids = np.random.default_rng(9).integers(0, 256, 200).astype(np.uint64)  # most rows of the table
+    scores = engine.score(Bags(2, ids))
+    assert scores.version.number == 6
+    np.testing.assert_allclose(scores.probabilities, trainer.learner.score(Bags(2, ids)), rtol=0, atol=1e-6)
     trainer.kill()
 
 

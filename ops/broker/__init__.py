@@ -1,0 +1,5 @@
+"""A real single-node Apache Kafka on 127.0.0.1, for whoever has no other: configured, formatted, started, stopped."""
+
+from ops.broker.node import Broker, start_broker
+
+__all__ = ["Broker", "start_broker"]

@@ -1,0 +1,154 @@
+"""`freshet VERB …`: the table of verbs, and what is the same for all of them.
+
+Exit codes: 0 · 1 what was asked did not hold · 2 wrong use (arguments, settings, schema). Results on stdout, all else
+on stderr.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import inspect
+import os
+import sys
+import typing
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ops.settings import Loaded, load
+from schemas.config import Settings
+from schemas.errors import ConfigError, FreshetError, SchemaError
+
+
+@dataclass(frozen=True, slots=True)
+class Verb:
+    """One line of the table. function: `module:name`, imported when the verb is used."""
+
+    name: str
+    function: str
+    summary: str
+    hidden: bool = False
+
+
+VERBS = [
+    Verb("run", "ops.verbs.run:run", "Everything on this machine until Ctrl-C."),
+    Verb("demo", "ops.verbs.demo:demo", "The same, bounded, with a report."),
+    Verb("broker", "ops.verbs.broker:broker", "A real single-node Kafka on 127.0.0.1."),
+    Verb("topics", "ops.verbs.topics:topics", "Create the topics that are missing."),
+    Verb("joiner", "ops.verbs.joiner:joiner", "Events to labelled examples."),
+    Verb("trainer", "ops.verbs.trainer:trainer", "Examples to weights."),
+    Verb("scorer", "ops.verbs.scorer:scorer", "The newest version to scores, over gRPC."),
+    Verb("replay", "ops.verbs.replay:replay", "Publish a file's impressions and clicks."),
+    Verb("simulate", "ops.verbs.simulate:simulate", "An app store with a known truth."),
+    Verb("evaluate", "ops.verbs.evaluate:evaluate", "Progressive figures of a file, without Kafka."),
+    Verb("train", "ops.verbs.train:train", "Train from a file, without Kafka."),
+    Verb("score", "ops.verbs.score:score", "Ask the scorer for one slate."),
+    Verb("snapshot", "ops.verbs.snapshot:snapshot", "Look into the store of versions and checkpoints."),
+    Verb("metrics", "ops.verbs.metrics:metrics", "What the trainer logged about its model."),
+    Verb("dead-letters", "ops.verbs.dead_letters:dead_letters", "Events that could not be used, and why."),
+    Verb("bench", "ops.verbs.bench:bench", "Measure."),
+    Verb("dashboard", "ops.verbs.dashboard:dashboard", "Watch it live."),
+    Verb("doctor", "ops.verbs.doctor:doctor", "Each setting and its origin; what does not fit together."),
+]
+
+_CONFIG = Annotated[
+    Path | None, typer.Option("--config", metavar="FILE", help="Settings file (default: freshet.toml, if it is there).")
+]
+_SET = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting, e.g. join.window_s=5. Repeatable.")
+]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The console script."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv[:1] == ["supervise"]:
+        # Not a verb like the others: it stands above every process for its whole life, so it loads next to nothing.
+        from ops.supervise import main as supervise
+
+        sys.exit(supervise(argv[1:]))
+    command_line(argv)(argv, prog_name="freshet")
+
+
+def command_line(argv: Sequence[str]) -> typer.Typer:
+    """The command line as typer has it. Only the verb that argv names is imported; the others show their summary."""
+    app = typer.Typer(
+        help="Streaming online learning for click-through rates: Kafka in, fresh scores out.",
+        epilog="Exit codes: 0, 1 (what was asked did not hold), 2 (wrong use). `freshet VERB --help` tells more.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_several_verbs)
+    chosen = next((word for word in argv if not word.startswith("-")), None)
+    for verb in VERBS:
+        if verb.name == chosen and is_built(verb):
+            app.command(verb.name)(_command(_load(verb)))
+        elif is_built(verb):
+            app.command(verb.name, help=verb.summary, hidden=verb.hidden)(_not_chosen)
+    return app
+
+
+def _several_verbs() -> None:
+    """Makes typer expect a verb even when there is but one."""
+
+
+def _not_chosen() -> None:
+    """Stands for a verb that this call does not use."""
+
+
+def is_built(verb: Verb) -> bool:
+    """Whether the verb's module is there."""
+    return importlib.util.find_spec(verb.function.partition(":")[0]) is not None
+
+
+def _load(verb: Verb) -> Callable[..., Any]:
+    module, _, name = verb.function.partition(":")
+    function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return function
+
+
+def _command(function: Callable[..., Any]) -> Callable[..., None]:
+    """A verb's function as typer takes it: settings come from --config and --set, errors become exit codes."""
+    hints = typing.get_type_hints(function, include_extras=True)
+    parameters = inspect.signature(function).parameters
+    given = {name: hints[name] for name in parameters if hints.get(name) in (Settings, Loaded)}
+
+    @functools.wraps(function)
+    def command(**options: Any) -> None:
+        from ops.logging import configure
+
+        configure()
+        try:
+            if given:
+                loaded = load(options.pop("config"), options.pop("set_") or [], os.environ)
+                options |= {name: loaded if kind is Loaded else loaded.settings for name, kind in given.items()}
+            function(**options)
+        except FreshetError as wrong:
+            typer.echo(f"freshet: {wrong}", err=True)
+            raise typer.Exit(2 if isinstance(wrong, ConfigError | SchemaError) else 1) from wrong
+
+    shown = [
+        parameter.replace(annotation=hints.get(name, parameter.annotation), kind=inspect.Parameter.KEYWORD_ONLY)
+        for name, parameter in parameters.items()
+        if name not in given
+    ]
+    if given:
+        shown += [
+            inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_CONFIG),
+            inspect.Parameter("set_", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_SET),
+        ]
+    command.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in shown}
+    del command.__wrapped__
+    return command
+
+
+if __name__ == "__main__":
+    main()

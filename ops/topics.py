@@ -1,0 +1,170 @@
+"""The topics: what each is, making them, waiting for them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from kafka.admin import ConfigResource, ConfigResourceType
+from kafka.errors import (
+    CoordinatorLoadInProgressError,
+    CoordinatorNotAvailableError,
+    KafkaError,
+    NotCoordinatorError,
+    TopicAlreadyExistsError,
+)
+
+from ops.broker.properties import MAX_RECORD_BYTES
+from ops.cluster import admin, wait_for_broker
+from schemas.config import Settings
+from schemas.errors import BrokerError
+
+START_TIMEOUT_S = 120.0  # the first start of a broker formats its storage; a loaded machine takes its time
+
+PARTITIONS = "partitions"
+
+# The time of a record is the moment the broker took it: what a producer's clock said stands inside the event.
+_APPEND_TIME = {"message.timestamp.type": "LogAppendTime"}
+_BIG = {"max.message.bytes": str(MAX_RECORD_BYTES)}
+
+
+@dataclass(frozen=True, slots=True)
+class Topic:
+    """One topic as freshet makes it. name: full, with the prefix."""
+
+    name: str
+    partitions: int
+    config: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Mismatch:
+    """One thing in which an existing topic differs. what: PARTITIONS, or a key of its configuration."""
+
+    topic: str
+    what: str
+    has: str | None
+    wanted: str
+
+    def __str__(self) -> str:
+        return f"{self.topic} has {self.what}={self.has}, freshet would have made it {self.wanted}"
+
+
+@dataclass(frozen=True, slots=True)
+class TopicsReport:
+    """What ensure_topics found and did. mismatches: existing topics that are not as the settings say, a text each."""
+
+    created: list[str]
+    existing: list[str]
+    mismatches: list[str]
+
+
+def topics_of(settings: Settings) -> dict[str, Topic]:
+    """Short name → topic."""
+    kafka = settings.kafka
+    listed = {
+        "events": (kafka.event_partitions, _APPEND_TIME | _BIG),
+        "examples": (kafka.example_partitions, _APPEND_TIME | _BIG),
+        "dead-letters": (1, _BIG),
+        "model-updates": (1, _BIG),
+        "model-control": (1, {"cleanup.policy": "compact"}),
+    }
+    return {short: Topic(kafka.topic(short), n, dict(config)) for short, (n, config) in listed.items()}
+
+
+def ensure_topics(settings: Settings, timeout_s: float = 30.0) -> TopicsReport:
+    """Create the topics that are missing. Existing ones stay as they are, differences are told. Raises BrokerError."""
+    wanted = list(topics_of(settings).values())
+    with admin(settings.kafka.bootstrap) as client:
+        try:
+            before = set(client.list_topics())
+            missing = [topic for topic in wanted if topic.name not in before]
+            if missing:
+                _wake_coordinator(client, timeout_s)
+            for topic in missing:
+                _create(client, topic, settings.kafka.replication)
+            client.wait_for_topics([topic.name for topic in missing], timeout_ms=int(timeout_s * 1000))
+        except KafkaError as failed:
+            raise BrokerError(f"topics could not be created at {settings.kafka.bootstrap}: {failed}") from failed
+        existing = [topic for topic in wanted if topic.name in before]
+        return TopicsReport(
+            created=[topic.name for topic in missing],
+            existing=[topic.name for topic in existing],
+            mismatches=[str(found) for topic in existing for found in mismatches(client, topic)],
+        )
+
+
+def wait_for_topics(
+    settings: Settings, names: Iterable[str], timeout_s: float, gone: Callable[[], bool] = lambda: False
+) -> None:
+    """Wait until the broker answers and topics (short names) exist with a leader. Raises BrokerError."""
+    deadline = time.monotonic() + timeout_s
+    wanted = [settings.kafka.topic(name) for name in names]
+    wait_for_broker(settings.kafka.bootstrap, timeout_s, gone)
+    with admin(settings.kafka.bootstrap, timeout_s) as client:
+        while missing := sorted(set(wanted) - _ready(client, wanted)):
+            if gone() or time.monotonic() > deadline:
+                raise BrokerError(
+                    f"{settings.kafka.bootstrap} has no topic {', '.join(missing)} after {timeout_s:.0f} s. "
+                    "`freshet topics` creates what is missing; is kafka.prefix right?"
+                )
+            time.sleep(0.1)
+
+
+def wait_for_start(settings: Settings, names: Iterable[str]) -> None:
+    """What a process does before it begins: wait for its topics, as long as a broker's first start may take."""
+    wait_for_topics(settings, names, START_TIMEOUT_S)
+
+
+def describe(client: Any, names: Iterable[str]) -> dict[str, tuple[int, dict[str, str]]]:
+    """For topics (full names) that exist: number of partitions and configuration, as the broker has them."""
+    names = list(names)
+    found = {t["name"]: len(t["partitions"]) for t in client.describe_topics(names) if t["error_code"] == 0}
+    if not found:
+        return {}
+    resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in found]
+    configs = client.describe_configs(resources, config_filter="all")["topic"]
+    return {name: (n, {key: c["value"] for key, c in configs[name].items()}) for name, n in found.items()}
+
+
+def mismatches(client: Any, topic: Topic) -> list[Mismatch]:
+    """Where an existing topic differs from what freshet would have made."""
+    partitions, config = describe(client, [topic.name]).get(topic.name, (topic.partitions, topic.config))
+    found = [Mismatch(topic.name, key, config.get(key), value) for key, value in topic.config.items()]
+    found.append(Mismatch(topic.name, PARTITIONS, str(partitions), str(topic.partitions)))
+    return [one for one in found if one.has != one.wanted]
+
+
+def _create(client: Any, topic: Topic, replication: int) -> None:
+    wanted = {"num_partitions": topic.partitions, "replication_factor": replication, "configs": topic.config}
+    with suppress(TopicAlreadyExistsError):  # another process was first
+        client.create_topics({topic.name: wanted})
+
+
+def _wake_coordinator(client: Any, timeout_s: float) -> None:
+    """Have the broker make its own topic of group offsets, which it does when it is first asked for a coordinator.
+
+    Else the first joiner is the first to ask, is refused, and loses two seconds over it.
+    """
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        try:
+            client.describe_groups(["freshet"])
+            return
+        except (CoordinatorNotAvailableError, CoordinatorLoadInProgressError, NotCoordinatorError):
+            time.sleep(0.1)
+        except KafkaError:
+            return  # another cause, such as missing rights: whoever joins a group will be told
+
+
+def _ready(client: Any, names: list[str]) -> set[str]:
+    return {
+        t["name"]
+        for t in client.describe_topics(names)
+        if t["error_code"] == 0 and t["partitions"] and all(p["leader_id"] >= 0 for p in t["partitions"])
+    }
+
+

@@ -1,0 +1,14 @@
+"""freshet joiner."""
+
+from __future__ import annotations
+
+from schemas.config import Settings
+
+
+def joiner(settings: Settings) -> None:
+    """Join impressions and clicks (topic `events`) into labelled examples (topic `examples`), until told to stop."""
+    from ops.topics import wait_for_start
+    from stream_trainer.joiner import run
+
+    wait_for_start(settings, ["events", "examples", "dead-letters"])
+    run(settings)

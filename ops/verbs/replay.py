@@ -1,0 +1,51 @@
+"""freshet replay."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from schemas.config import Settings
+
+
+def replay(
+    settings: Settings,
+    file: Annotated[Path, typer.Argument(help="What to publish; .gz is unpacked.")],
+    format: Annotated[str, typer.Option(help="criteo (TSV) or jsonl (our events, one a line).")] = "jsonl",
+    rate: Annotated[float, typer.Option(min=0, help="Rows a second; 0 = as fast as possible.")] = 0.0,
+    rows: Annotated[int, typer.Option(min=0, help="Stop after so many rows; 0 = all.")] = 0,
+    row_interval_s: Annotated[
+        float | None,
+        typer.Option(help="Event time between two rows of a file without a clock. Default: the join's window, so that "
+                          "examples keep the file's order."),
+    ] = None,
+    wait: Annotated[float, typer.Option(min=0, help="Wait up to so many seconds until all of it is learnt.")] = 0.0,
+    as_json: Annotated[bool, typer.Option("--json", help="One object on stdout.")] = False,
+) -> None:
+    """Publish a file's impressions and clicks to the topic `events`, in order, then the tick that closes them."""
+    from ops import formats
+    from ops.console import progress
+    from ops.replay import replay as publish
+    from ops.topics import wait_for_start
+    from ops.watch import replays_ended, wait_until_learnt
+
+
+    wait_for_start(settings, ["events"])
+    before = replays_ended(settings)
+    records = formats.read(file, format, formats.row_interval_us(settings, row_interval_s), settings.join.action)
+    with progress("replay", rows or None, "rows") as bar:
+        done = publish(settings, formats.first_rows(records, rows), rate, bar.advance)
+    report = dataclasses.asdict(done)
+    if wait:
+        report |= wait_until_learnt(settings, before + done.partitions, wait)
+    if as_json:
+        print(json.dumps(report))
+        return
+    print(f"{done.rows:,} rows as {done.events:,} events into {done.partitions} partition(s) in {done.seconds:.1f} s")
+    if wait:
+        print(f"{report['examples_learnt']:,} examples learnt in all, {report['positives']:,} of them clicked; "
+              f"{report['dropped']:,} came twice and were learnt once; weights {report['weights_digest']}")

@@ -1,0 +1,121 @@
+"""freshet score."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from schemas.config import Settings
+from schemas.errors import RequestError
+
+if TYPE_CHECKING:
+    from schemas.fields import FieldSchema
+    from scorer.client import Scored
+
+
+def score(
+    settings: Settings,
+    file: Annotated[
+        Path | None, typer.Argument(help='A slate as JSON, {"context": {…}, "items": [{"id": …, "features": {…}}]}; - = stdin.')
+    ] = None,
+    *,
+    example: Annotated[bool, typer.Option("--example", help="Score a made-up slate instead of a file.")] = False,
+    target: Annotated[str, typer.Option(help="host:port of the scorer. Default: score.host and score.port.")] = "",
+    timeout: Annotated[float, typer.Option(min=0.001, help="Seconds to wait for the answer.")] = 5.0,
+    as_json: Annotated[bool, typer.Option("--json", help="One object on stdout.")] = False,
+) -> None:
+    """Ask the scorer for one slate: each item's probability, best first, and the version that said so.
+
+    An impression event is a slate too: what else is in it is not sent.
+    """
+    from schemas import fields
+    from scorer.client import ScorerClient
+
+    if example == (file is not None):
+        raise typer.BadParameter("give a file with a slate (- for stdin), or --example")
+    slate = example_slate(fields.load(settings.model.schema)) if example else read_slate(file)
+    with ScorerClient(target or default_target(settings)) as client:
+        scored = client.score(
+            slate["context"], slate["items"], model=settings.model.name,
+            request_id=str(slate.get("impression_id", "")), timeout_s=timeout,
+        )
+    print(json.dumps(as_object(scored)) if as_json else as_table(scored))
+
+
+def default_target(settings: Settings) -> str:
+    """Where the scorer of these settings listens, seen from this machine."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.score.host, settings.score.host)  # noqa: S104
+    return f"[{host}]:{settings.score.port}" if ":" in host else f"{host}:{settings.score.port}"
+
+
+def read_slate(file: Path | None) -> dict[str, Any]:
+    """The file as a slate. Raises RequestError naming what is wrong."""
+    try:
+        text = sys.stdin.read() if file is None or str(file) == "-" else file.read_text(encoding="utf-8")
+        slate = json.loads(text)
+    except OSError as unreadable:
+        raise RequestError(f"{file}: {unreadable.strerror}") from unreadable
+    except ValueError as wrong:
+        raise RequestError(f"{file}: not JSON: {wrong}") from wrong
+    items = slate.get("items") if isinstance(slate, dict) else None
+    if not isinstance(items, list) or not all(isinstance(item, Mapping) and item.get("id") for item in items):
+        raise RequestError(f'{file}: needs "items": [{{"id": "app1", "features": {{…}}}}, …]')
+    context = slate.get("context") or {}
+    if not isinstance(context, Mapping):
+        raise RequestError(f'{file}: "context": an object of field and value')
+    return {**slate, "context": context}
+
+
+def example_slate(schema: FieldSchema) -> dict[str, Any]:
+    """Three items and a context with every field of the schema; real values where the bundled app store has them."""
+    known: dict[str, list[Any]] = {
+        "user": ["u17"], "country": ["NO"], "gender": ["f"], "age_band": ["25-34"], "hour": [19],
+        "installed": [["games", "music"]], "category": ["games", "food", "music"], "price": [0, 0.99, 2.99],
+        "app_age_h": [3, 40, 500], "tags": [["puzzle", "free"], ["delivery"], []],
+    }
+
+    def value(name: str, kind: str, place: int) -> Any:
+        values = known.get(name) or ([1, 10, 100] if kind == "numeric" else ["a", "b", "c"])
+        return values[place % len(values)]
+
+    fields = [spec for spec in schema.fields if not spec.training_only and spec.name != "item_id"]
+    return {
+        "context": {spec.name: value(spec.name, spec.kind, 0) for spec in fields if spec.side == "context"},
+        "items": [
+            {
+                "id": f"example{place + 1}",
+                "features": {spec.name: value(spec.name, spec.kind, place) for spec in fields if spec.side == "item"},
+            }
+            for place in range(3)
+        ],
+    }
+
+
+def as_object(scored: Scored) -> dict[str, Any]:
+    """The answer as JSON has it; the echo in base64, as events carry it."""
+    import base64
+
+    found = asdict(scored)
+    for item in found["items"]:
+        item["echo"] = base64.b64encode(item["echo"]).decode()
+    return found
+
+
+def as_table(scored: Scored) -> str:
+    """Best first."""
+    width = max(len("item"), *(len(item.item_id) for item in scored.items))
+    lines = [f"{'rank':>4}  {'item':<{width}}  {'probability':>11}  {'logit':>8}"]
+    lines += [
+        f"{item.rank:>4}  {item.item_id:<{width}}  {item.probability:>11.6f}  {item.logit:>8.4f}"
+        for item in scored.ranked()
+    ]
+    lines.append(
+        f"model {scored.model}, version {scored.version} of lineage {scored.lineage[:8]}, {scored.version_age_s:.1f} s old"
+    )
+    return "\n".join([*lines, *(f"warning: {text}" for text in scored.warnings)])

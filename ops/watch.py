@@ -1,0 +1,51 @@
+"""What the running processes say of themselves: the last rows of their journals."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from schemas.config import Settings
+from schemas.errors import FreshetError
+from schemas.journal import read
+
+
+class NotLearnt(FreshetError):
+    """The trainer did not learn in time what was sent."""
+
+
+def last(settings: Settings, process: str, event: str) -> dict[str, Any] | None:
+    """The newest row of one kind in a process's journal."""
+    found = None
+    for row in read(settings.metrics_dir / f"{process}.jsonl"):
+        if row.get("event") == event:
+            found = row
+    return found
+
+
+def windows(settings: Settings) -> list[dict[str, Any]]:
+    """The trainer's windows in order. One learnt again after a crash is written again; the last one counts."""
+    found: dict[int, dict[str, Any]] = {}
+    for row in read(settings.metrics_dir / "trainer.jsonl"):
+        if row.get("event") == "trainer.window":
+            found[row["first_row"]] = row
+    return [found[first] for first in sorted(found)]
+
+
+def replays_ended(settings: Settings) -> int:
+    """How many partitions' replays the trainer has learnt to their end, all in all."""
+    row = last(settings, "trainer", "trainer.replay_ended")
+    return int(row["tallies"].get("flush", 0)) if row else 0
+
+
+def wait_until_learnt(settings: Settings, ended: int, timeout_s: float) -> dict[str, Any]:
+    """Wait until the trainer has learnt `ended` partitions' replays to their end; what it said then. Raises NotLearnt."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        row = last(settings, "trainer", "trainer.replay_ended")
+        if row and row["tallies"].get("flush", 0) >= ended:
+            return {key: value for key, value in row.items() if key not in ("event", "time_us")}
+        time.sleep(0.2)
+    status = last(settings, "trainer", "trainer.status")
+    seen = f"it has learnt {status['examples_learnt']:,} examples in all" if status else "is it running?"
+    raise NotLearnt(f"the trainer of model {settings.model.name} was not done after {timeout_s:.0f} s; {seen}")

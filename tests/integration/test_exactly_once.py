@@ -1,0 +1,179 @@
+"""Events through real Kafka into weights, with processes killed on the way: each example once, the same bits at the end.
+
+The oracle is `ops.evaluate`: the same events through the same pure code in one process that nobody kills.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ops import formats
+from ops.evaluate import evaluate
+from ops.formats import EventRecord
+from ops.replay import replay
+from ops.simulator.live import Record
+from ops.simulator.options import StoreOptions
+from ops.simulator.slates import Simulator
+from ops.simulator.store import AppStore, VirtualClock
+from ops.topics import ensure_topics
+from ops.watch import last, wait_until_learnt, windows
+from schemas.config import LearnConfig, ModelConfig, Settings, Source, build
+from tests.conftest import SHARED
+from tests.kit.processes import Process, wait_until
+
+ROWS = 4000
+SLATES = 400          # of 20 items: 8,000 examples, in batches of 300 that end inside slates
+
+
+def made(broker: str, prefix: str, var: Path, **more: Any) -> Settings:
+    """One partition, batches by count: the configuration in which two runs are equal bit for bit."""
+    return build(Source("test", {
+        "var": str(var), "kafka.bootstrap": broker, "kafka.prefix": prefix, "model.schema": "criteo", "model.bits": 16,
+        "model.hidden": "32,32", "learn.batch_wait_s": 0, "learn.batch_rows": 100, "join.commit_every_s": 0.2,
+        "snapshot.checkpoint_every_s": 0.5, "snapshot.version_every_s": 0.1, "snapshot.rotation": 8,
+        "metrics.window_rows": 1000, **more,
+    }))[0]
+
+
+@contextmanager
+def running(settings: Settings) -> Iterator[dict[str, Process]]:
+    """A joiner and a trainer, ready."""
+    ensure_topics(settings)
+    crew = {verb: Process(settings, verb) for verb in ("joiner", "trainer")}
+    try:
+        wait_until(lambda: last(settings, "trainer", "trainer.status"), 60, "the trainer's first status")
+        yield crew
+    finally:
+        for process in crew.values():
+            process.stop()
+
+
+def rows(settings: Settings, path: Path) -> Iterator[EventRecord]:
+    """Criteo's form, with 300 impressions open at any time; clicks follow two of the columns."""
+    if not path.exists():
+        rng = random.Random(5)
+        with path.open("w") as file:
+            for _ in range(ROWS):
+                counts = [str(rng.randrange(50)) if rng.random() < 0.8 else "" for _ in range(13)]
+                kinds = [f"{rng.randrange(200):08x}" for _ in range(26)]
+                label = int(rng.random() < (0.6 if int(kinds[0], 16) % 3 == 0 else 0.15))
+                file.write("\t".join([str(label), *counts, *kinds]) + "\n")
+    return formats.read(path, "criteo", formats.row_interval_us(settings, settings.join.window_s / 300), "click")
+
+
+def slates(settings: Settings, path: Path) -> Iterator[EventRecord]:
+    """The log of a simulated store: slates of 20, clicks up to 9 s after them."""
+    if not path.exists():
+        start_us = 1_767_225_600_000_000
+        log, clock = Record(path), VirtualClock(start_us)
+        AppStore(Simulator(StoreOptions(seed=3), start_us), clock, log, rate=20, seconds=SLATES / 20).run()
+    return formats.read(path, "jsonl", 1, "click")
+
+
+def learnt(settings: Settings) -> int:
+    row = last(settings, "trainer", "trainer.status")
+    return int(row["examples_learnt"]) if row else 0
+
+
+def published(settings: Settings, records: Iterator[EventRecord], rate: float) -> None:
+    """Replay beside the test."""
+    threading.Thread(target=replay, args=(settings, records, rate), daemon=True).start()
+
+
+def assert_as_if_nobody_was_killed(settings: Settings, records: Iterator[EventRecord]) -> None:
+    """Same ends, same windows, same bits as in one process without Kafka."""
+    found = wait_until_learnt(settings, 1, 90)
+    expected = evaluate(settings, records)
+    assert found["tallies"] == expected.tallies
+    assert found["weights_digest"] == expected.weights_digest
+    logged = [(window["first_row"], window["auc"], window["log_loss"]) for window in windows(settings)]
+    assert logged == [(window.first_row, window.auc, window.log_loss) for window in expected.windows]
+    assert found["gaps"] == 0
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What is replayed: its events, how many examples they make, rows a second, their schema; and who is killed."""
+
+    log: Callable[[Settings, Path], Iterator[EventRecord]]
+    examples: int
+    rate: float
+    schema: str
+    victims: tuple[str, ...]
+
+
+@pytest.mark.parametrize("scene", [
+    Scene(rows, ROWS, 400, "criteo", ("trainer",)),
+    Scene(rows, ROWS, 400, "criteo", ("joiner",)),
+    Scene(slates, SLATES * 20, 40, "appstore", ("trainer", "joiner")),
+], ids=["trainer", "joiner", "both, inside slates"])
+def test_five_kills_change_no_bit_of_the_weights(scene: Scene, broker: str, prefix: str, tmp_path: Path) -> None:
+    """SIGKILL at five moments of their own: every example is learnt once, and the digest is that of a quiet run."""
+    settings = made(broker, prefix, tmp_path / "var", **{"model.schema": scene.schema, "learn.batch_rows": 300})
+    rng = random.Random("".join(scene.victims))
+    with running(settings) as crew:
+        published(settings, scene.log(settings, tmp_path / "log"), scene.rate)
+        for turn in range(5):
+            time.sleep(rng.uniform(0.2, 1.5))
+            for verb in scene.victims:
+                crew[verb].kill()
+                crew[verb].restart()
+            wait_until(partial(_beyond, settings, scene.examples * (turn + 1) // 8), 60, f"learning after kill {turn + 1}")
+        assert_as_if_nobody_was_killed(settings, scene.log(settings, tmp_path / "log"))
+
+
+def _beyond(settings: Settings, examples: int) -> bool:
+    return learnt(settings) > examples
+
+
+def test_the_broker_killed_and_started_again_loses_nothing(own_broker: Callable[..., Any], tmp_path: Path) -> None:
+    """Kafka dies by SIGKILL in the middle: whatever crashed is started again, and learning goes on by itself."""
+    node = own_broker()
+    settings = made(node.bootstrap, "", tmp_path / "var")
+    with running(settings) as crew:
+        published(settings, rows(settings, tmp_path / "log"), rate=400)
+        wait_until(partial(_beyond, settings, ROWS // 4), 60, "a quarter learnt")
+        node.kill()
+        time.sleep(2)
+        own_broker(port=node.port)
+        deadline = time.monotonic() + 90
+        while last(settings, "trainer", "trainer.replay_ended") is None and time.monotonic() < deadline:
+            for process in crew.values():
+                if not process.alive:          # as the supervisor does
+                    process.restart()
+            time.sleep(0.5)
+        assert_as_if_nobody_was_killed(settings, rows(settings, tmp_path / "log"))
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.skipif(not (SHARED / "criteo_60k.tsv.gz").is_file(), reason="needs ../shared/data/criteo_60k.tsv.gz")
+def test_a_replay_of_criteo_equals_its_evaluation(broker: str, prefix: str, tmp_path: Path) -> None:
+    """60,000 rows with the default model: each learnt once, figures to 1e-6, and the AUC that one pass should have."""
+    settings = made(broker, prefix, tmp_path / "var", **{
+        "model.bits": 20, "model.hidden": ModelConfig().hidden, "learn.batch_rows": LearnConfig().batch_rows,
+        "metrics.window_rows": 20_000, "snapshot.version_every_s": 0.5, "snapshot.checkpoint_every_s": 10,
+    })
+    path = SHARED / "criteo_60k.tsv.gz"
+    with running(settings):
+        replay(settings, formats.read(path, "criteo", formats.row_interval_us(settings, None), "click"))
+        found = wait_until_learnt(settings, 1, 200)
+    expected = evaluate(
+        settings, formats.read(path, "criteo", formats.row_interval_us(settings, None), "click"), from_row=40_000
+    )
+    assert found["examples_learnt"] == 60_000
+    assert found["dropped"] == 0
+    assert found["weights_digest"] == expected.weights_digest
+    window = windows(settings)[2]
+    assert window["first_row"] == 40_000
+    assert window["auc"] == pytest.approx(expected.figures.auc, abs=1e-6)
+    assert window["auc"] >= 0.765

@@ -1,0 +1,269 @@
+from __future__ import annotations
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+import structlog
+
+from schemas import echo
+from schemas.bags import Bags
+from schemas.errors import RequestError
+from schemas.fields import Encoder, ReadyId, Slate, load
+from schemas.proto.events_pb2 import Column
+from schemas.proto.scoring_pb2 import ScoreRequest
+from schemas.proto.scoring_pb2_grpc import ScorerStub, add_ScorerServicer_to_server
+from schemas.snapshot import unpack
+from scorer.client import ScorerClient, ScorerUnavailable
+from scorer.engine import Blueprint, Engine, Scores, Version
+from scorer.engine import load as load_engine
+from scorer.metrics import Metrics
+from scorer.service import ScoringService, ranks
+from tests.scorer.lineage import Lineage, small
+
+SCHEMA = load("appstore")
+CONTEXT = {"user": "u17", "country": "NO", "hour": 10, "installed": ["games", "food"]}
+ITEMS: list[dict[str, Any]] = [
+    {"id": "app1", "features": {"category": "games", "price": 0.99, "tags": ["puzzle", "free"]}},
+    {"id": "app2", "features": {"category": "food", "price": None, "tags": []}},
+    {"id": "app3", "features": {}},
+]
+
+
+class Service:
+    """The servicer behind a real gRPC server, with an engine that a test may take away or replace."""
+
+    def __init__(self, strict: bool = False) -> None:
+        self.lineage = Lineage(small(), SCHEMA)
+        pairs = self.lineage.publish(rows=300)
+        content = unpack(self.lineage.manifests[1], [value for _, value in pairs[:-1]])
+        self.engine: Engine | None = load_engine(
+            Blueprint(small(), SCHEMA), lambda: 0, [(self.lineage.manifests[1], content)]
+        )
+        self.served: list[Version] = []
+        self.metrics = Metrics()
+        service = ScoringService(
+            "appstore", SCHEMA, strict, lambda: self.engine, self.served.append, self.metrics, lambda: 3_500_000
+        )
+        self.server = grpc.server(ThreadPoolExecutor(2))
+        add_ScorerServicer_to_server(service, self.server)
+        port = self.server.add_insecure_port("127.0.0.1:0")
+        self.server.start()
+        self.client = ScorerClient(f"127.0.0.1:{port}")
+        self.channel = grpc.insecure_channel(f"127.0.0.1:{port}")
+        self.stub = ScorerStub(self.channel)
+
+    def close(self) -> None:
+        self.client.close()
+        self.channel.close()
+        self.server.stop(None).wait()
+
+
+@pytest.fixture(scope="module")
+def shared_service():
+    service = Service()
+    yield service
+    service.close()
+
+
+@pytest.fixture
+def service(shared_service):
+    """The shared one, as it was."""
+    engine = shared_service.engine
+    yield shared_service
+    shared_service.engine = engine
+
+
+def test_an_answer_is_what_the_slates_ids_give(service):
+    """Probability, logit, rank and echo of each item, the version's name and age, from the whole table by hand."""
+    scored = service.client.score(CONTEXT, ITEMS, request_id="r1")
+    columns: dict[str, list[Any]] = {
+        "category": ["games", "food", None], "price": [0.99, None, None], "tags": [["puzzle", "free"], None, None]
+    }
+    bags, _ = Encoder(SCHEMA, training=False).encode(Slate(["app1", "app2", "app3"], CONTEXT, columns))
+    truth = service.lineage.truth(1, bags)
+    assert [item.item_id for item in scored.items] == ["app1", "app2", "app3"]
+    np.testing.assert_allclose([item.logit for item in scored.items], truth, atol=1e-6)
+    np.testing.assert_allclose([item.probability for item in scored.items], 1 / (1 + np.exp(-truth)), atol=1e-6)
+    assert [item.rank for item in scored.items] == (np.argsort(np.argsort(-truth)) + 1).tolist()
+    assert [item.rank for item in scored.ranked()] == [1, 2, 3]
+    assert (scored.request_id, scored.model, scored.lineage, scored.version) == ("r1", "appstore", "a" * 32, 1)
+    assert scored.version_age_s == 2.5
+    assert scored.warnings == []
+    back = echo.to_bags([item.echo for item in scored.items], SCHEMA)
+    assert back is not None
+    np.testing.assert_array_equal(back.ids, bags.ids)
+    assert service.served[-1].number == 1
+
+
+def test_the_same_features_in_any_form_are_the_same_scores(service):
+    """Text, number or ready id; one value or a set of one; a number as text: what is scored is the same."""
+    def logits(features):
+        items = [{"id": "x", "features": features}, {"id": "y", "features": features}]
+        return [item.logit for item in service.client.score({"user": 7, "hour": 10}, items).items]
+
+    encoder = Encoder(SCHEMA, training=False)
+    bags, _ = encoder.encode(Slate(["x"], {}, {"category": ["games"]}))
+    place = [spec.name for spec in SCHEMA.fields].index("category")
+    assert bags.lengths is not None
+    ready = ReadyId(int(bags.ids[int(bags.lengths[:place].sum())]))
+    same = [
+        {"category": "games", "price": 3}, {"category": ["games"], "price": 3.0}, {"category": ready, "price": "3"},
+        {"category": " games ", "price": np.float32(3)}, {"category": np.str_("games"), "price": np.int64(3)},
+    ]
+    expected = logits(same[0])
+    for features in same[1:]:
+        assert logits(features) == expected
+    assert logits({"category": "food", "price": 3}) != expected
+
+
+def test_position_is_scored_at_its_served_value(service):
+    """A training-only field that a client sends changes nothing."""
+    without = service.client.score(CONTEXT, ITEMS)
+    with_places = [item | {"features": {**item["features"], "position": 9}} for item in ITEMS]
+    sent = service.client.score(CONTEXT, with_places)
+    assert [item.logit for item in sent.items] == [item.logit for item in without.items]
+    assert sent.warnings == []
+
+
+def test_ties_rank_in_the_order_of_the_request(service):
+    """Items without features of their own differ by their id alone; equal probabilities keep their order."""
+    assert ranks(np.array([0.2, 0.5, 0.2, 0.5, 0.9], np.float32)).tolist() == [4, 2, 5, 3, 1]
+    assert ranks(np.array([0.5] * 100, np.float32)).tolist() == list(range(1, 101))
+
+
+def test_a_thousand_items_are_scored_at_once(service):
+    """The most there may be; ranks are 1 to 1,000, each once."""
+    scored = service.client.score(CONTEXT, [{"id": f"app{n}"} for n in range(1000)], timeout_s=10)
+    assert sorted(item.rank for item in scored.items) == list(range(1, 1001))
+
+
+def test_unknown_fields_are_ignored_with_a_warning(service):
+    """The scores are the same; the warning names the fields."""
+    odd = [item | {"features": {**item["features"], "colour": "red"}} for item in ITEMS]
+    scored = service.client.score(CONTEXT | {"moon": "full"}, odd)
+    assert scored.warnings == ["ignored fields not in the schema 'appstore': moon, colour"]
+    assert [i.logit for i in scored.items] == [i.logit for i in service.client.score(CONTEXT, ITEMS).items]
+
+
+def test_a_strict_scorer_refuses_unknown_fields():
+    """The same slate is INVALID_ARGUMENT, with the fields' names and the setting's."""
+    service = Service(strict=True)
+    with pytest.raises(RequestError, match=r"INVALID_ARGUMENT: fields not in the schema 'appstore': moon.*score\.strict"):
+        service.client.score(CONTEXT | {"moon": "full"}, ITEMS)
+    service.client.score(CONTEXT, ITEMS)
+    service.close()
+
+
+def request(**changes) -> ScoreRequest:
+    whole: dict[str, Any] = {
+        "context": [Column(field="user", strings=["u1"])], "item_id": ["a", "b"],
+        "items": [Column(field="price", numbers=[1, 2])],
+    }
+    return ScoreRequest(**whole | changes)
+
+
+INVALID = grpc.StatusCode.INVALID_ARGUMENT
+BAD = {
+    "no items": (request(item_id=[], items=[]), INVALID, "at least one item"),
+    "1,001 items": (request(item_id=[str(n) for n in range(1001)], items=[]), INVALID, "1,001 items, at most 1,000"),
+    "100,000 items": (request(item_id=[str(n) for n in range(100_000)], items=[]), INVALID, "at most 1,000"),
+    "an item twice": (request(item_id=["a", "a"]), INVALID, "distinct; shown twice: a"),
+    "an item without id": (request(item_id=["a", ""]), INVALID, "item 1 has no id"),
+    "ragged columns": (request(item_id=["a", "b", "c"]), INVALID, "price: 2 values for 3 entries"),
+    "ragged lengths": (
+        request(items=[Column(field="tags", strings=["x", "y"], lengths=[1, 2])]), INVALID, "lengths adding up to 3"
+    ),
+    "a huge length": (
+        request(items=[Column(field="tags", strings=["x", "y"], lengths=[2**32 - 1, 3])]), INVALID, "adding up to"
+    ),
+    "NaN": (request(items=[Column(field="price", numbers=[1, math.nan])]), INVALID, "must be finite"),
+    "infinity": (request(items=[Column(field="price", numbers=[1, math.inf])]), INVALID, "must be finite"),
+    "text for a number": (request(items=[Column(field="price", strings=["1", "cheap"])]), INVALID, "takes a number"),
+    "NaN as text": (request(items=[Column(field="price", strings=["1", "nan"])]), INVALID, "takes a finite number"),
+    "a set for one value": (
+        request(items=[Column(field="category", strings=["x", "y", "z"], lengths=[1, 2])]), INVALID, "takes one value"
+    ),
+    "a set too large": (
+        request(items=[Column(field="tags", strings=["x"] * 2000, lengths=[1000, 1000])] * 1), None, ""
+    ),
+    "a set far too large": (
+        request(items=[Column(field="tags", strings=["x"] * 2001, lengths=[1001, 1000])]), INVALID, "at most 1000"
+    ),
+    "a field twice": (
+        request(items=[Column(field="price", numbers=[1, 2])] * 2), INVALID, "column 'price': each field once"
+    ),
+    "a field without name": (request(items=[Column(numbers=[1, 2])]), INVALID, "each field once, by name"),
+    "text and numbers": (
+        request(items=[Column(field="price", numbers=[1, 2], strings=["1", "2"])]), INVALID, "one of strings, numbers"
+    ),
+    "two contexts": (request(context=[Column(field="user", strings=["u1", "u2"])]), INVALID, "2 values for 1 entries"),
+    "another model": (request(model="other"), grpc.StatusCode.NOT_FOUND, "this scorer has 'appstore'"),
+    "the model's name": (request(model="appstore"), None, ""),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_request_is_a_status_that_says_what_to_change(service, name):
+    """Each with its own text; the next request is answered as before."""
+    bad, code, text = BAD[name]
+    if code is None:
+        service.stub.Score(bad)
+        return
+    before = service.metrics.registry.get_sample_value("freshet_scorer_requests_total", {"status": code.name}) or 0
+    with pytest.raises(grpc.RpcError) as failed:
+        service.stub.Score(bad)
+    assert failed.value.code() is code
+    assert text in failed.value.details()
+    after = service.metrics.registry.get_sample_value("freshet_scorer_requests_total", {"status": code.name})
+    assert after == before + 1
+    service.stub.Score(request())
+
+
+def test_before_the_first_version_it_is_unavailable(service):
+    """A status that says: try again."""
+    service.engine = None
+    with pytest.raises(ScorerUnavailable, match="UNAVAILABLE: no version of 'appstore' is loaded yet"):
+        service.client.score(CONTEXT, ITEMS)
+
+
+class BrokenEngine(Engine):
+    """Fails as no engine should."""
+
+    def __init__(self) -> None:
+        pass
+
+    def score(self, bags: Bags) -> Scores:
+        raise ZeroDivisionError("secret/path/of/ours")
+
+
+def test_an_unexpected_error_tells_the_client_nothing_and_the_log_everything(service):
+    """INTERNAL with a general text; the traceback is an event in the log."""
+    service.engine = BrokenEngine()
+    with structlog.testing.capture_logs() as logs, pytest.raises(grpc.RpcError) as failed:
+        service.stub.Score(request(request_id="r7"))
+    assert failed.value.code() is grpc.StatusCode.INTERNAL
+    assert failed.value.details() == "An error of the scorer's own; its log has the details."
+    assert [(entry["event"], entry["request_id"]) for entry in logs] == [("score.defect", "r7")]
+
+
+@pytest.mark.parametrize(
+    ("features", "text"),
+    [({"price": math.nan}, "nan cannot be scored"), ({"price": {}}, "field price"), ({"price": [1, ReadyId(5)]}, "ready")],
+)
+def test_the_client_refuses_what_cannot_be_sent(service, features, text):
+    """Before anything goes over the wire, with the field's name."""
+    with pytest.raises(RequestError, match=text):
+        service.client.score(CONTEXT, [{"id": "a", "features": features}])
+
+
+def test_nobody_there_is_unavailable():
+    """Within the time given, and naming the address."""
+    with ScorerClient("127.0.0.1:1") as client:
+        with pytest.raises(ScorerUnavailable, match=r"127\.0\.0\.1:1"):
+            client.score(CONTEXT, ITEMS, timeout_s=0.2)
+        with pytest.raises(ScorerUnavailable, match=r"not ready within 0\.2 s"):
+            client.wait_ready(0.2)

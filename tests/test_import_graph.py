@@ -1,0 +1,120 @@
+"""Who may import whom. The tables say what DESIGN.md draws; a new arrow is a decision, made here or not at all."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# ops, tests → stream_trainer | scorer → schemas. The two in the middle meet only in snapshots and topics.
+ROOMS = {
+    "schemas": set(),
+    "stream_trainer": {"schemas"},
+    "scorer": {"schemas"},
+    "ops": {"schemas", "stream_trainer", "scorer"},
+    "tests": {"schemas", "stream_trainer", "scorer", "ops"},
+}
+
+# Each outside thing is touched in these files alone (a folder ends in a slash). What is not listed, any file may use.
+ONLY_IN = {
+    "faust": ["stream_trainer/faust_driver.py"],
+    "mode": ["stream_trainer/faust_driver.py"],
+    "aiokafka": ["stream_trainer/faust_driver.py"],
+    "kafka": ["ops/", "scorer/"],
+    "rocksdict": ["stream_trainer/store.py", "scorer/reader.py"],  # the one that writes, the one that reads
+    "grpc": ["scorer/client.py", "scorer/server.py", "scorer/service.py", "schemas/proto/"],
+    "grpc_health": ["scorer/client.py", "scorer/server.py"],
+    "grpc_reflection": ["scorer/server.py"],
+    "typer": ["ops/"],
+    "rich": ["ops/"],
+    "honcho": ["ops/run.py"],
+}
+
+# The only file that holds a gRPC servicer of ours.
+SERVICER = "scorer/service.py"
+
+# Values in, values out: these use nothing from outside but what stands beside them, and no clock, chance or I/O.
+PURE = {
+    "stream_trainer/join.py": {"numpy"},
+    "stream_trainer/learner.py": {"numpy", "torch"},
+    "stream_trainer/optimisers.py": {"torch"},
+    "stream_trainer/progressive.py": {"numpy"},
+    "stream_trainer/table.py": {"numpy", "torch"},
+    "schemas/hashing.py": {"numpy", "xxhash"},
+    "schemas/models/": {"numpy", "torch"},
+}
+IMPURE = {"asyncio", "multiprocessing", "os", "random", "socket", "subprocess", "threading", "time"}
+
+
+def _files(*rooms: str) -> Iterator[str]:
+    for room in rooms:
+        yield from (str(path.relative_to(ROOT)) for path in sorted((ROOT / room).rglob("*.py")))
+
+
+def _imported(file: str) -> Iterator[tuple[int, str]]:
+    """(line, dotted name) of every import statement, those inside functions too."""
+    for node in ast.walk(ast.parse((ROOT / file).read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, name.name) for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.lineno, "." * node.level + (node.module or "")
+
+
+def _lies_in(file: str, places: list[str] | dict[str, set[str]]) -> str | None:
+    return next((place for place in places if file == place or (place.endswith("/") and file.startswith(place))), None)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_imports_point_one_way(room):
+    """No file imports a room that its own must not know."""
+    wrong = [
+        f"{file}:{line} imports {name}"
+        for file in _files(room)
+        for line, name in _imported(file)
+        if name.startswith(".") or (name.split(".")[0] in ROOMS.keys() - ROOMS[room] - {room})
+    ]
+    assert not wrong
+
+
+@pytest.mark.parametrize("outside", ONLY_IN)
+def test_one_file_alone_touches_each_outside_thing(outside):
+    """Faust, RocksDB, gRPC and the others stay where they were put."""
+    wrong = [
+        f"{file}:{line} imports {name}"
+        for file in _files(*(room for room in ROOMS if room != "tests"))
+        for line, name in _imported(file)
+        if name.split(".")[0] == outside and not _lies_in(file, ONLY_IN[outside])
+    ]
+    assert not wrong
+
+
+def test_one_file_alone_holds_the_servicer():
+    """Every class that derives from a generated servicer of ours stands in one file."""
+    found = {
+        file
+        for file in _files("schemas", "stream_trainer", "scorer", "ops")
+        if not file.endswith("_pb2_grpc.py")
+        for node in ast.walk(ast.parse((ROOT / file).read_text()))
+        if isinstance(node, ast.ClassDef) and any(ast.unparse(base).endswith("ScorerServicer") for base in node.bases)
+    }
+    assert found == {SERVICER}
+
+
+@pytest.mark.parametrize("place", PURE)
+def test_pure_files_have_no_clock_no_chance_and_no_io(place):
+    """From outside the standard library only what is allowed, and nothing of the standard library that acts."""
+    files = [file for file in _files("schemas", "stream_trainer") if _lies_in(file, [place])]
+    assert files, f"{place} is gone: mend the table"
+    wrong = [
+        f"{file}:{line} imports {name}"
+        for file in files
+        for line, name in _imported(file)
+        if (top := name.split(".")[0]) in IMPURE
+        or (top not in sys.stdlib_module_names and top not in ROOMS and top not in PURE[place])
+    ]
+    assert not wrong
