@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 
-from ops.run import PROCFILE
 from ops.settings import Loaded
 from ops.simulator.live import GrpcRanker, KafkaLog
 from ops.simulator.options import StoreOptions
@@ -101,13 +100,10 @@ def _loop(loaded: Loaded) -> Iterator[None]:
     """`freshet run` without its app store."""
     settings = loaded.settings
     settings.var.mkdir(parents=True, exist_ok=True)
-    procfile = settings.var / "Procfile.demo"
-    lines = PROCFILE.read_text().splitlines(keepends=True)
-    procfile.write_text("".join(line for line in lines if not line.startswith("appstore:")))
     log = settings.var / "demo.log"
     with log.open("wb") as out:
         crew = subprocess.Popen(
-            [sys.executable, "-m", "ops.cli", "run", "--procfile", str(procfile)],
+            [sys.executable, "-m", "ops.cli", "run", "--without", "appstore"],
             env=loaded.child_environment(os.environ), stdout=out, stderr=out, stdin=subprocess.DEVNULL,
         )
         try:

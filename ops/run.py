@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from ops.processes import tie_to_parent, tied
 from ops.settings import Loaded, broker_is_ours
 from ops.topics import START_TIMEOUT_S, ensure_topics
 from schemas.config import Settings
-from schemas.errors import BrokerError, FreshetError
+from schemas.errors import BrokerError, ConfigError, FreshetError
 
 PROCFILE = PROJECT / "Procfile"
 BROKER = "broker"      # the Procfile's line that is left out when there is another Kafka
@@ -119,8 +119,13 @@ class Crew(Manager):  # type: ignore[misc]
             self._printer.write(Message("line", text, datetime.now(), OURS, None))  # noqa: DTZ005 shown, as honcho's
 
 
-def run(loaded: Loaded, environ: Mapping[str, str], procfile: Path | None = None) -> int:
-    """Run everything until SIGINT or SIGTERM. Returns an exit code; raises PortTaken before anything is started."""
+def run(
+    loaded: Loaded, environ: Mapping[str, str], procfile: Path | None = None, without: Collection[str] = ()
+) -> int:
+    """Run everything until SIGINT or SIGTERM. Returns an exit code; raises PortTaken before anything is started.
+
+    without: names of lines to leave out; raises ConfigError for one that is not there.
+    """
     settings, ours = loaded.settings, broker_is_ours(loaded, environ)
     if ours:
         _, port = split_address(settings.kafka.bootstrap)
@@ -143,8 +148,11 @@ def run(loaded: Loaded, environ: Mapping[str, str], procfile: Path | None = None
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), environ.get("PATH", os.defpath)]),
         "PYTHONUNBUFFERED": "1",
     }
-    for name, command in parse_procfile((procfile or PROCFILE).read_text()).processes.items():
-        if ours or name != BROKER:
+    lines = parse_procfile((procfile or PROCFILE).read_text()).processes
+    for name in set(without) - set(lines):
+        raise ConfigError(f"--without {name}: no such process; there are {', '.join(lines)}")
+    for name, command in lines.items():
+        if (ours or name != BROKER) and name not in without:
             crew.add_process(name, command, env=child, cwd=str(Path.cwd()))
     where = f"our own, on {settings.kafka.bootstrap}" if ours else f"yours, at {settings.kafka.bootstrap}"
     crew.say(f"Kafka is {where}; all that is written goes to {settings.var}/; Ctrl-C ends everything")

@@ -13,14 +13,33 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from schemas.errors import ConfigError
+
+Activation = Literal["relu", "tanh", "prelu", "dice"]
+Product = Literal["inner", "outer", "both"]
+RowOptimiserName = Literal["sgd", "adagrad", "rowwise_adagrad", "adam", "ftrl"]
+FirstOrderOptimiserName = Literal["same", "sgd", "adagrad", "rowwise_adagrad", "adam", "ftrl"]
+DenseOptimiserName = Literal["adam", "adagrad"]
+T = TypeVar("T")
 
 
 def _at_least(section: str, key: str, value: float, least: float, why: str) -> None:
     if not value >= least:
         raise ConfigError(f"{section}.{key}={value}: must be at least {least} ({why})")
+
+
+def the_one(key: str, name: str, known: Mapping[str, T]) -> T:
+    """What stands there under that name. Raises ConfigError naming the nearest."""
+    if name not in known:
+        near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.0)[0]
+        raise ConfigError(f"{key}={name}: no such name (nearest: {near}; there are {', '.join(known)})")
+    return known[name]
+
+
+def _one_of(section: str, key: str, name: str, literal: Any) -> None:
+    the_one(f"{section}.{key}", name, dict.fromkeys(typing.get_args(literal)))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,8 +101,19 @@ class ModelConfig:
     dropout: float = 0.0                     # chance that a neuron is dropped
     init_scale: float = 0.01                 # standard deviation of a new row's factors
     seed: int = 1
+    activation: Activation = "relu"          # between the layers of a network
+    batch_norm: bool = False                 # before each activation (NFM: and of what goes into the network)
+    attention_factors: int = 8               # AFM: width of the attention network
+    cross_layers: int = 3                    # DCN
+    product: Product = "inner"               # PNN: inner = IPNN, outer = OPNN, both = PNN*
+    fnn_pretrain_rows: int = 100_000         # FNN: examples learnt as an FM before its network takes over
 
     def __post_init__(self) -> None:
+        _one_of("model", "activation", self.activation, Activation)
+        _one_of("model", "product", self.product, Product)
+        _at_least("model", "attention_factors", self.attention_factors, 1, "attention has a width")
+        _at_least("model", "cross_layers", self.cross_layers, 0, "0 = no crossing")
+        _at_least("model", "fnn_pretrain_rows", self.fnn_pretrain_rows, 0, "0 = the network from the start")
         if not 8 <= self.bits <= 30:
             raise ConfigError(f"model.bits={self.bits}: from 8 to 30")
         _at_least("model", "factors", self.factors, 1, "a row has at least one factor")
@@ -101,17 +131,43 @@ class LearnConfig:
     threads: int = 1                   # torch threads; part of what makes two runs equal bit for bit
     batch_rows: int = 256
     batch_wait_s: float = 0.1          # wall seconds an unfilled batch waits; 0 = cut by count alone (reproducible)
-    row_optimiser: Literal["adam", "adagrad"] = "adagrad"
+    row_optimiser: RowOptimiserName = "adagrad"
     row_rate: float = 0.015            # of Adagrad; Adam wants .002 (docs/lab.md)
-    dense_rate: float = 0.001          # Adam
+    dense_rate: float = 0.001          # of the dense weights
+    first_order_optimiser: FirstOrderOptimiserName = "same"  # of the rows' first-order weights; same = row_optimiser
+    first_order_rate: float = 0.0      # 0 = row_rate
+    dense_optimiser: DenseOptimiserName = "adam"
+    ftrl_beta: float = 1.0             # FTRL: steps of rate/(beta + √Σg²)
+    l1: float = 0.0                    # FTRL: more of it, more first-order weights that are exactly 0
+    l2: float = 0.0                    # FTRL
+    clip: float = 0.0                  # longest gradient, of each row and of all dense weights together; 0 = any
+    decay: float = 0.0                 # share of a weight lost per step, times its rate; not FTRL's (l2), not of biases
 
     def __post_init__(self) -> None:
         _at_least("learn", "batch_rows", self.batch_rows, 1, "a batch holds one example")
         _at_least("learn", "batch_wait_s", self.batch_wait_s, 0, "a duration")
         _at_least("learn", "threads", self.threads, 1, "torch needs one")
+        _one_of("learn", "row_optimiser", self.row_optimiser, RowOptimiserName)
+        _one_of("learn", "first_order_optimiser", self.first_order_optimiser, FirstOrderOptimiserName)
+        _one_of("learn", "dense_optimiser", self.dense_optimiser, DenseOptimiserName)
+        for key in ("ftrl_beta", "l1", "l2", "clip", "decay"):
+            _at_least("learn", key, getattr(self, key), 0, "0 = none")
+        if not 0 <= self.first_order_rate <= 1:
+            raise ConfigError(f"learn.first_order_rate={self.first_order_rate}: from 0 (= learn.row_rate) to 1")
+        if (self.l1 or self.l2) and "ftrl" not in (self.row_optimiser, self.first_order_optimiser):
+            raise ConfigError(
+                f"learn.l1={self.l1}, learn.l2={self.l2}: only FTRL has them; set learn.row_optimiser or "
+                "learn.first_order_optimiser to ftrl, or use learn.decay"
+            )
         for key in ("row_rate", "dense_rate"):
             if not 0 < getattr(self, key) <= 1:
                 raise ConfigError(f"learn.{key}={getattr(self, key)}: above 0, at most 1")
+
+    @property
+    def first_order_rule(self) -> str:
+        """The optimiser that first-order weights have apart from the rest of a row, with a state of its own; same = none."""
+        own = self.first_order_optimiser
+        return self.row_optimiser if own == "same" and self.first_order_rate else own
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -267,7 +323,7 @@ def _typed(key: str, value: Any, origin: str, hint: Any) -> Any:
             choices = typing.get_args(hint)
             if value in choices:
                 return value
-            raise ValueError(f"one of {', '.join(map(str, choices))}")
+            raise ValueError(f"one of {', '.join(map(str, choices))}{_nearest(str(value), map(str, choices))}")
         if typing.get_origin(hint) is tuple:
             parts = [part for part in value.replace("-", ",").split(",") if part] if isinstance(value, str) else value
             return tuple(int(part) for part in parts)

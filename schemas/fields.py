@@ -63,11 +63,35 @@ class Field:
 
 
 @dataclass(frozen=True, slots=True)
+class Cross:
+    """A field made of two for the models that take crosses (schemas/crosses.py): each pair of values is a value.
+
+    number: as fields have one, in one numbering with them.
+    """
+
+    number: int
+    left: Field
+    right: Field
+
+    @property
+    def field(self) -> Field:
+        """What it is to the model: one value."""
+        return Field(name=f"{self.left.name}×{self.right.name}", number=self.number, kind="categorical", side="item")
+
+    @property
+    def digest(self) -> int:
+        """64 bits over all that changes an id."""
+        return xxhash.xxh3_64_intdigest(f"{self.number}|cross|{self.left.digest}|{self.right.digest}".encode())
+
+
+@dataclass(frozen=True, slots=True)
 class FieldSchema:
-    """Fields in the order of their numbers: the order of a row's bags."""
+    """Fields in the order of their numbers: the order of a row's bags. Crosses, by number too, are the model's affair: no
+    event and no example knows them, so `numbers`, `digests` and `digest` do not."""
 
     name: str
     fields: tuple[Field, ...]
+    crosses: tuple[Cross, ...] = ()
 
     @property
     def digest(self) -> int:
@@ -81,6 +105,17 @@ class FieldSchema:
     @property
     def digests(self) -> tuple[int, ...]:
         return tuple(f.digest for f in self.fields)
+
+    @property
+    def columns(self) -> tuple[Field, ...]:
+        """What the model sees: fields, then crosses."""
+        return (*self.fields, *(cross.field for cross in self.crosses))
+
+    @property
+    def identity(self) -> tuple[tuple[int, int], ...]:
+        """Number and digest of each column: what two sides of one model must agree on."""
+        crosses = ((cross.number, cross.digest) for cross in self.crosses)
+        return (*zip(self.numbers, self.digests, strict=True), *crosses)
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,11 +332,40 @@ def parse(table: Mapping[str, Any], origin: str) -> FieldSchema:
     if not raw or not isinstance(raw, list):
         raise SchemaError(f"{origin}: needs at least one [[field]]")
     found = [_field(entry, origin) for entry in raw]
-    for what, seen in (("number", [str(f.number) for f in found]), ("name", [f"{f.side}.{f.name}" for f in found])):
+    numbers = [str(f.number) for f in found] + [str(entry.get("number")) for entry in table.get("cross", [])]
+    for what, seen in (("number", numbers), ("name", [f"{f.side}.{f.name}" for f in found])):
         twice = sorted({one for one in seen if seen.count(one) > 1})
         if twice:
             raise SchemaError(f"{origin}: {what} used twice: {', '.join(twice)}")
-    return FieldSchema(str(table.get("name", Path(origin).stem)), tuple(sorted(found, key=lambda f: f.number)))
+    made = [_cross(entry, found, origin) for entry in table.get("cross", [])]
+    return FieldSchema(
+        str(table.get("name", Path(origin).stem)),
+        tuple(sorted(found, key=lambda f: f.number)),
+        tuple(sorted(made, key=lambda cross: cross.number)),
+    )
+
+
+def _cross(entry: Mapping[str, Any], found: Sequence[Field], origin: str) -> Cross:
+    """[[cross]] number = 40, fields = ["country", "category"]; "context.name" where both sides have that name."""
+    named = entry.get("fields", [])
+    where = f"{origin}: cross {entry.get('number', '?')}"
+    if set(entry) != {"number", "fields"} or not isinstance(named, list) or len(named) != 2:
+        raise SchemaError(f"{where}: takes number and fields, the names of two fields; got {', '.join(sorted(entry))}")
+    sides: list[Field] = []
+    for name in named:
+        fits = [spec for spec in found if name in (spec.name, f"{spec.side}.{spec.name}")]
+        if len(fits) != 1:
+            near = difflib.get_close_matches(str(name), [spec.name for spec in found], n=1, cutoff=0.0)[0]
+            raise SchemaError(
+                f"{where}: " + (f"no such field: {name} (nearest: {near})" if not fits else f"context.{name} or item.{name}?")
+            )
+        if fits[0].kind == "set" or (fits[0].kind == "numeric" and fits[0].transform != "log_bins"):
+            raise SchemaError(f"{where}: {name} is a set or a real number; a cross is made of two single values")
+        sides.append(fits[0])
+    number = entry["number"]
+    if not isinstance(number, int) or not 1 <= number <= 65535 or sides[0] == sides[1]:
+        raise SchemaError(f"{where}: a whole number from 1 to 65535, and two different fields")
+    return Cross(number, sides[0], sides[1])
 
 
 def _field(entry: Mapping[str, Any], origin: str) -> Field:

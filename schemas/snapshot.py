@@ -341,6 +341,11 @@ def model_identity(config: ModelConfig, row_width: int) -> dict[str, Any]:
     return identity
 
 
+def _without_a_key() -> dict[str, Any]:
+    """What a snapshot means that was written before a setting existed: the default, under which nothing changed."""
+    return {key: value for key, value in model_identity(ModelConfig(), 0).items() if key != "row_width"}
+
+
 def model_config(manifest: Manifest, name: str, schema: str) -> ModelConfig:
     """The configuration that a snapshot was made with. Raises SnapshotError for one this program does not know."""
     known = {key: value for key, value in manifest.model.items() if key != "row_width"}
@@ -357,7 +362,7 @@ def refuse_other_model(
 
     model: `model_identity` here. wanted: (number, digest) of each field here. what: what happens now and what to do.
     """
-    theirs = manifest.model
+    theirs = {**_without_a_key(), **manifest.model}
     differences = [
         f"model.{key} is {theirs.get(key)} there and {model.get(key)} here"
         for key in sorted({*theirs, *model})

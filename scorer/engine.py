@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from schemas.bags import Bags, Floats
 from schemas.config import ModelConfig
+from schemas.crosses import crossed
 from schemas.errors import SnapshotError
 from schemas.fields import FieldSchema
 from schemas.models import build
@@ -46,11 +47,11 @@ class Blueprint:
     """What all engines of one model have in common: fields, shapes, and rows that were never touched."""
 
     def __init__(self, config: ModelConfig, schema: FieldSchema) -> None:
-        model = build(config, len(schema.fields)).eval()
-        self.schema = schema
+        model = build(config, len(schema.fields), len(schema.crosses)).eval()
+        self.schema = schema if model.crosses else replace(schema, crosses=())
         self.bits = config.bits
         self.row_width = model.row_width
-        self._fields = list(zip(schema.numbers, schema.digests, strict=True))
+        self._fields = self.schema.identity
         self._identity = model_identity(config, model.row_width)
         self._model = model.to("meta")  # shapes alone: each version brings the numbers
 
@@ -131,13 +132,14 @@ class Engine:
     @torch.inference_mode()
     def score(self, bags: Bags) -> Scores:
         """Probability and logit of each row, in float32. Raises SnapshotError before the first version."""
+        bags = crossed(bags, self._blueprint.schema)
         numbers = torch.from_numpy((bags.ids & self._mask).astype(np.int64))    # (n,)
         with self._lock:
             net, version = self._net, self._version
             rows = self._table.index_select(0, numbers)                         # (n, W)
         if net is None or version is None:
             raise SnapshotError("no version is loaded yet")
-        pooled, values = pool(rows, bags, self._blueprint.schema.fields)        # (B, F, W), (B, F)
+        pooled, values = pool(rows, bags, self._blueprint.schema.columns)       # (B, F, W), (B, F)
         logits: Tensor = net(pooled, values)                                    # (B,)
         return Scores(_array(logits.sigmoid()), _array(logits), version)
 

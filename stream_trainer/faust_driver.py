@@ -102,9 +102,9 @@ class Kafka:
         return count
 
 
-def run(kafka: KafkaConfig, topic: str, group: str, handler: Handler) -> None:
-    """Read `topic` as a member of `group` until SIGTERM or SIGINT. Any unexpected error ends the process at once."""
-    app = _app(kafka, topic, group, handler)
+def run(kafka: KafkaConfig, topic: str, group: str, member: str, handler: Handler) -> None:
+    """Read `topic` in `group` under the name `member`, until SIGTERM or SIGINT. An unexpected error ends the process."""
+    app = _app(kafka, topic, group, member, handler)
     worker = app.Worker(loglevel="ERROR", redirect_stdouts=False, override_logging=False, quiet=True)
     worker.spinner = None                        # it writes terminal codes into logs
     worker.execute_from_commandline()
@@ -116,11 +116,12 @@ def crash(error: BaseException) -> NoReturn:
     os._exit(CRASHED)
 
 
-def _app(config: KafkaConfig, topic_name: str, group: str, handler: Handler) -> Any:
+def _app(config: KafkaConfig, topic_name: str, group: str, member: str, handler: Handler) -> Any:
     app = faust.App(
         group,
         broker=[f"kafka://{address.strip()}" for address in config.bootstrap.split(",")],
         store="memory://",
+        consumer_group_instance_id=member,
         datadir="var/faust",                    # never written: no tables
         web_enabled=False,                      # it would listen on 0.0.0.0 without a password
         topic_allow_declare=False,

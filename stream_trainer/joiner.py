@@ -27,6 +27,7 @@ from schemas.journal import Journal
 from stream_trainer import faust_driver
 from stream_trainer.faust_driver import Kafka, Position, Record
 from stream_trainer.join import BEGINNING, NO_TIME, DeadLetter, JoinCore, Low
+from stream_trainer.slots import take_slot
 
 KEPT_BYTES = 256 << 10   # of an unusable record; the source offset finds the rest
 STATUS_EVERY_S = 1.0
@@ -39,7 +40,8 @@ def run(settings: Settings) -> None:
     schema = fields.load(settings.model.schema)
     handler = Joiner(settings, schema)
     topic = settings.kafka.topic("events")
-    faust_driver.run(settings.kafka, topic, group_of(settings), handler)
+    member = take_slot(settings.var / "slots", f"{settings.model.name}-joiner")
+    faust_driver.run(settings.kafka, topic, group_of(settings), member, handler)
 
 
 def group_of(settings: Settings) -> str:

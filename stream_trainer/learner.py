@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,13 @@ from torch import Tensor, nn
 
 from schemas.bags import Bags, Floats
 from schemas.config import LearnConfig, ModelConfig
+from schemas.crosses import crossed
 from schemas.errors import ConfigError, FreshetError, ShapeError, SnapshotError
 from schemas.fields import FieldSchema
 from schemas.models import build
 from schemas.models.pooling import pool
 from schemas.snapshot import weights_digest
-from stream_trainer.optimisers import row_optimiser
+from stream_trainer.optimisers import DenseOptimiser, row_optimiser
 from stream_trainer.table import Table
 
 
@@ -27,7 +29,7 @@ class Diverged(FreshetError):
 
 
 class Learner:
-    """One table, one dense part, and their optimisers: Adam on the dense part, the configured one on the rows.
+    """One table, one dense part, and the configured optimisers of both.
 
     Same batches, same seed, same number of threads: same weights, bit for bit (on a CPU; a GPU adds in any order).
     """
@@ -37,15 +39,17 @@ class Learner:
         torch.set_num_threads(learn.threads)
         self.model_config = model
         self.learn_config = learn
-        self.schema = schema
         self.device = _device(learn.device)
-        self.model = build(model, len(schema.fields)).to(self.device)
+        self.model = build(model, len(schema.fields), len(schema.crosses)).to(self.device)
+        self.schema = schema if self.model.crosses else replace(schema, crosses=())
         self.table = Table(
-            model.bits, self.model.row_width, row_optimiser(learn), self.model.new_rows, rotation, self.device
+            model.bits, self.model.row_width, row_optimiser(learn, self.model.first_order), self.model.new_rows,
+            rotation, self.device,
         )
         self.batches_learnt = 0
         self.examples_learnt = 0
-        self._adam = torch.optim.Adam(self.model.parameters(), lr=learn.dense_rate, fused=True)
+        self._two_modes = self.model.two_modes
+        self._dense = DenseOptimiser(learn, self.model)
         self._random = torch.Generator(self.device)
         self.model.draw_from(self._random)
 
@@ -61,21 +65,25 @@ class Learner:
             raise ShapeError(f"a batch of {len(bags)} rows with {len(labels)} labels and {given} weights")
         target = self._tensor(labels)                                                       # (B,)
         importance = None if weights is None else self._tensor(weights)
+        bags = crossed(bags, self.schema)
         said = self._begin(bags, target) if self.batches_learnt == 0 else None
 
         # 1. Each row once, and its weights as the leaves of this batch's graph.
         rows, inverse = torch.unique(self.table.numbers(bags.ids), return_inverse=True)     # (N,), (n,)
         leaves = self.table.gather(rows).detach().requires_grad_()                          # (N, W)
 
-        # 2. One forward pass, both scored and learnt; with dropout the score needs a pass of its own.
-        if self.model_config.dropout:
-            said = self.score(bags) if said is None else said
+        # 2. One forward pass, both scored and learnt; with dropout or batch norm the score needs a pass of its own.
+        before = [buffer.clone() for buffer in self.model.buffers()]
+        if self._two_modes:
+            said = self._score(bags) if said is None else said
             self._random.manual_seed(_seed(self.model_config.seed, self.batches_learnt))
         self.model.train()
-        logits = self.model(*pool(leaves.index_select(0, inverse), bags, self.schema.fields))  # (B,)
+        logits = self.model(*pool(leaves.index_select(0, inverse), bags, self.schema.columns))  # (B,)
         loss = nn.functional.binary_cross_entropy_with_logits(logits, target, importance, reduction="sum")
         found = loss.item()
         if not math.isfinite(found):
+            for buffer, was in zip(self.model.buffers(), before, strict=True):
+                buffer.copy_(was)
             raise Diverged(
                 f"the loss of batch {self.batches_learnt} is {found} after {self.examples_learnt} examples. "
                 f"Nothing was learnt from it. Lower learn.row_rate ({self.learn_config.row_rate}) or learn.dense_rate "
@@ -83,21 +91,26 @@ class Learner:
             )
 
         # 3. Back, and one step of each optimiser. The gradients of a row that came twice are summed by the gathering.
-        self._adam.zero_grad(set_to_none=True)
+        self._dense.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         assert leaves.grad is not None
         self.table.apply(rows, leaves.grad)
-        self._adam.step()
+        self._dense.step()
+        self.model.learnt(len(bags))
         self.batches_learnt += 1
         self.examples_learnt += len(bags)
         return _array(logits.detach().sigmoid()) if said is None else said
 
-    @torch.no_grad()
     def score(self, bags: Bags) -> Floats:
         """(B,) probabilities, learning nothing."""
+        return self._score(crossed(bags, self.schema))
+
+    @torch.no_grad()
+    def _score(self, bags: Bags) -> Floats:
+        """Of bags that have their crosses."""
         self.model.eval()
         rows = self.table.gather(self.table.numbers(bags.ids))                              # (n, W)
-        logits: Tensor = self.model(*pool(rows.contiguous(), bags, self.schema.fields))     # (B,)
+        logits: Tensor = self.model(*pool(rows.contiguous(), bags, self.schema.columns))     # (B,)
         return _array(logits.sigmoid())
 
     def dense(self) -> dict[str, NDArray[Any]]:
@@ -106,11 +119,7 @@ class Learner:
 
     def dense_state(self) -> dict[str, NDArray[Any]]:
         """The dense optimiser's state by name: what a checkpoint holds besides."""
-        return {
-            f"{name}/{key}": value.detach().cpu().numpy().copy()
-            for name, weight in self.model.named_parameters()
-            for key, value in self._adam.state[weight].items()
-        }
+        return {name: tensor.detach().cpu().numpy().copy() for name, tensor in self._dense.state()}
 
     def load(
         self, dense: Mapping[str, NDArray[Any]], state: Mapping[str, NDArray[Any]], batches: int, examples: int
@@ -120,11 +129,7 @@ class Learner:
             self.model.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in dense.items()})
         except RuntimeError as wrong:
             raise SnapshotError(f"the dense weights of the checkpoint do not fit the model: {wrong}") from wrong
-        for name, weight in self.model.named_parameters():
-            kept = {key.split("/")[1]: value for key, value in state.items() if key.split("/")[0] == name}
-            self._adam.state[weight] = {
-                key: torch.from_numpy(np.array(value)).to(self.device) for key, value in kept.items()
-            }
+        self._dense.load({name: torch.from_numpy(np.array(array)).to(self.device) for name, array in state.items()})
         self.batches_learnt = batches
         self.examples_learnt = examples
 
@@ -140,10 +145,9 @@ class Learner:
     def _begin(self, bags: Bags, labels: Tensor) -> Floats:
         """Before the first batch: set the global bias to the log-odds of its clicks, so that rare clicks need not be
         learnt one small step after the other. Returns the batch's scores before that."""
-        said = self.score(bags)
+        said = self._score(bags)
         clicks = float(labels.sum())
-        with torch.no_grad():
-            self.model.bias.fill_(math.log((clicks + 1) / (len(labels) - clicks + 1)))
+        self.model.begin(math.log((clicks + 1) / (len(labels) - clicks + 1)))
         return said
 
 

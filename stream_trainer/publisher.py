@@ -29,6 +29,7 @@ from stream_trainer.learner import Diverged, Learner
 from stream_trainer.progressive import Progressive
 from stream_trainer.store import SnapshotStore
 
+WITHOUT_A_KEY = {"first_order_optimiser": "same", "dense_optimiser": "adam"}  # checkpoints older than these settings
 Cursors = Mapping[int, tuple[int, int, int]]
 
 
@@ -241,10 +242,10 @@ class Publisher:
             "directory away to begin anew."
         )
         refuse_other_model(manifest, self._identity(), self._fields(), way_out)
-        mine = self._training()
-        if manifest.kind == "checkpoint" and dict(manifest.training) != mine:
+        mine, theirs = self._training(), {**WITHOUT_A_KEY, **manifest.training}
+        if manifest.kind == "checkpoint" and theirs != mine:
             raise SnapshotError(
-                f"checkpoint {manifest.number} was written with {dict(manifest.training)}, this trainer has {mine}: the "
+                f"checkpoint {manifest.number} was written with {theirs}, this trainer has {mine}: the "
                 f"optimiser's state does not fit. {way_out}"
             )
 
@@ -252,11 +253,14 @@ class Publisher:
         return model_identity(self.learner.model_config, self.learner.table.width)
 
     def _fields(self) -> tuple[tuple[int, int], ...]:
-        schema = self.learner.schema
-        return tuple(zip(schema.numbers, schema.digests, strict=True))
+        return self.learner.schema.identity
 
     def _training(self) -> dict[str, Any]:
-        return {"row_optimiser": self.learner.learn_config.row_optimiser, "row_floats": self.learner.table.wide}
+        config = self.learner.learn_config
+        return {
+            "row_optimiser": config.row_optimiser, "first_order_optimiser": config.first_order_rule,
+            "dense_optimiser": config.dense_optimiser, "row_floats": self.learner.table.wide,
+        }
 
     def _refuse_unready(self) -> None:
         if not self._ready:

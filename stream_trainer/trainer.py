@@ -28,6 +28,7 @@ from stream_trainer.intake import Batch, Intake
 from stream_trainer.learner import Learner
 from stream_trainer.progressive import Progressive
 from stream_trainer.publisher import Publisher
+from stream_trainer.slots import take_slot
 from stream_trainer.store import SnapshotStore
 from stream_trainer.training import Training
 
@@ -43,7 +44,8 @@ def run(settings: Settings) -> None:
     """Learn until asked to stop."""
     trainer = Trainer(settings)
     group = f"{settings.kafka.prefix}freshet-trainer-{settings.model.name}"
-    faust_driver.run(settings.kafka, settings.kafka.topic("examples"), group, trainer)
+    member = take_slot(settings.var / "slots", f"{settings.model.name}-trainer")
+    faust_driver.run(settings.kafka, settings.kafka.topic("examples"), group, member, trainer)
 
 
 class Trainer:
@@ -83,9 +85,11 @@ class Trainer:
                 f"this trainer was given {len(found)} of {wanted} partitions of {topic}: another trainer of model "
                 f"{self._settings.model.name} is running. Stop one, or give them different names (model.name)."
             )
+        starts = {partition: self._start(topic, partition, at) for partition, at in found.items()}
         if not self._thread.is_alive():
             self._thread.start()
-        return {partition: self._start(topic, partition, at) for partition, at in found.items()}
+        log.info("trainer.assigned", starts=starts)
+        return starts
 
     def _start(self, topic: str, partition: int, at: Position) -> int:
         resume = self._training.intake.resume.get(partition)

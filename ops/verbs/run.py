@@ -12,7 +12,12 @@ from ops.settings import Loaded
 
 
 def run(
-    loaded: Loaded, *, procfile: Annotated[Path | None, typer.Option(help="Other processes than ours.")] = None
+    loaded: Loaded,
+    *,
+    without: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Leave a process out, e.g. appstore. Repeatable.")
+    ] = None,
+    procfile: Annotated[Path | None, typer.Option(help="Other processes than ours.")] = None,
 ) -> None:
     """Run everything on this machine until Ctrl-C: Kafka, joiner, trainer, scorer, and a simulated app store.
 
@@ -21,4 +26,4 @@ def run(
     """
     from ops.run import run as run_all
 
-    raise typer.Exit(run_all(loaded, os.environ, procfile))
+    raise typer.Exit(run_all(loaded, os.environ, procfile, without or ()))

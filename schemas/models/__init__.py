@@ -2,29 +2,42 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
-from schemas.config import ModelConfig
+from schemas.config import ModelConfig, the_one
 from schemas.errors import ConfigError
+from schemas.models.afm import AFM
 from schemas.models.base import RowModel
+from schemas.models.dcn import DCN, DCNLinear, DCNv2, DCNv2Stacked
 from schemas.models.deepfm import DeepFM
+from schemas.models.ffm import FFM, FFMLinear
+from schemas.models.fm import FM
+from schemas.models.fm_dnn import FMDNN
+from schemas.models.fnn import DNN, FNN
+from schemas.models.lr import LR
+from schemas.models.nfm import NFM
+from schemas.models.pnn import PNN, PNNPairs
+from schemas.models.wide_deep import LRDNN, WideDeep
 
-MODELS: Mapping[str, type[RowModel]] = MappingProxyType({"deepfm": DeepFM})
+MODELS: Mapping[str, Callable[[ModelConfig, int], RowModel]] = MappingProxyType({
+    "lr": LR, "fm": FM, "ffm": FFM, "ffm_linear": FFMLinear, "afm": AFM, "nfm": NFM, "fnn": FNN, "dnn": DNN,
+    "pnn": PNN, "pnn_pairs": PNNPairs, "lr_dnn": LRDNN, "wide_deep": WideDeep, "fm_dnn": FMDNN, "deepfm": DeepFM,
+    "dcn": DCN, "dcn_linear": DCNLinear, "dcn_v2": DCNv2, "dcn_v2_stacked": DCNv2Stacked,
+})
 
 
-def build(config: ModelConfig, fields: int) -> RowModel:
-    """The model as its seed makes it, on the CPU. Raises ConfigError for an architecture that does not exist."""
-    kind = MODELS.get(config.architecture)
-    if kind is None:
-        near = difflib.get_close_matches(config.architecture.lower(), MODELS, n=1, cutoff=0.0)[0]
-        raise ConfigError(
-            f"model.architecture={config.architecture}: no such model (nearest: {near}; there are {', '.join(MODELS)})"
-        )
+def build(config: ModelConfig, fields: int, crosses: int = 0) -> RowModel:
+    """The model as its seed makes it, on the CPU. crosses: how many the schema has; not every model takes them.
+
+    Raises ConfigError for an architecture that does not exist.
+    """
+    kind = the_one("model.architecture", config.architecture, MODELS)
     if fields < 1:
         raise ConfigError(f"model.schema={config.schema}: a model needs at least one field")
-    return kind(config, fields)
+    model = kind(config, fields)
+    model.crosses = crosses if model.takes_crosses else 0
+    return model
 
 
 __all__ = ["MODELS", "RowModel", "build"]

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from schemas.config import ModelConfig
-from schemas.errors import ShapeError
 from schemas.models.base import RowModel
 from schemas.models.layers import Mlp, fm_second_order
 
@@ -20,18 +18,11 @@ class DeepFM(RowModel):
     """
 
     def __init__(self, config: ModelConfig, fields: int) -> None:
-        super().__init__(config, fields)
-        generator = torch.Generator().manual_seed(config.seed)
-        self.row_width = 1 + config.factors
-        self.bias = nn.Parameter(torch.zeros(1))
-        self.mlp = Mlp(fields * config.factors, config.hidden, config.dropout, generator)
+        super().__init__(config, fields, row_width=1 + config.factors)
+        self.mlp = Mlp(fields * config.factors, config, self._seeded())
 
-    def forward(self, rows: Tensor, values: Tensor | None) -> Tensor:
-        """Raises ShapeError."""
-        if rows.ndim != 3 or rows.shape[1:] != (self.fields, self.row_width):
-            raise ShapeError(f"DeepFM takes (B, {self.fields}, {self.row_width}), got {tuple(rows.shape)}")
-        if values is not None:
-            rows = rows * values[:, :, None]
+    def logits(self, rows: Tensor) -> Tensor:
+        """rows: (B, F, 1 + K)."""
         first = rows[:, :, 0].sum(dim=1)                                        # (B,)
         v = rows[:, :, 1:]                                                      # (B, F, K)
         logits: Tensor = self.bias + first + fm_second_order(v) + self.mlp(v.flatten(1))

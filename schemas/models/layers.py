@@ -7,7 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from schemas.config import ModelConfig
 from schemas.errors import ShapeError
+from schemas.models.activations import activation
+from schemas.models.normalisation import BatchNorm
 
 
 def fm_second_order(v: Tensor) -> Tensor:
@@ -20,8 +23,21 @@ def fm_second_order(v: Tensor) -> Tensor:
     """
     if v.ndim != 3 or v.shape[1] == 0:
         raise ShapeError(f"fm_second_order takes (B, F>=1, K), got {tuple(v.shape)}")
-    total = v.sum(dim=1)                                              # (B, K)
-    return 0.5 * (total.square() - v.square().sum(dim=1)).sum(dim=1)  # (B,)
+    return 0.5 * _pairs_twice(v).sum(dim=1)  # (B,)
+
+
+def bi_interaction(v: Tensor) -> Tensor:
+    """The same per factor, a vector: Σ_{i<j} v_i ∘ v_j. v: (B, F, K). Returns (B, K).
+
+    Source: He and Chua, Neural Factorization Machines, SIGIR 2017, equations 3 and 4. Raises ShapeError.
+    """
+    if v.ndim != 3 or v.shape[1] == 0:
+        raise ShapeError(f"bi_interaction takes (B, F>=1, K), got {tuple(v.shape)}")
+    return 0.5 * _pairs_twice(v)             # (B, K)
+
+
+def _pairs_twice(v: Tensor) -> Tensor:
+    return v.sum(dim=1).square() - v.square().sum(dim=1)  # (B, K)
 
 
 class Dropout(nn.Module):
@@ -41,23 +57,18 @@ class Dropout(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Linear and relu layers, then one linear output without a bias of its own: the model has a global one.
+    """Hidden layers, then one linear output without a bias of its own: the model has a global one."""
 
-    He initialisation (He et al., ICCV 2015) for the hidden layers, zero biases, from `generator` in a fixed order.
-    """
-
-    def __init__(self, inputs: int, hidden: Sequence[int], dropout: float, generator: torch.Generator) -> None:
+    def __init__(
+        self, inputs: int, config: ModelConfig, generator: torch.Generator, widths: Sequence[int] | None = None
+    ) -> None:
+        """widths: of the hidden layers, None = as configured."""
         super().__init__()
-        layers: list[nn.Module] = []
-        for outputs in hidden:
-            linear = _linear(inputs, outputs, bias=True)
-            nn.init.kaiming_normal_(linear.weight, nonlinearity="relu", generator=generator)
-            nn.init.zeros_(linear.bias)
-            layers += [linear, nn.ReLU()] + ([Dropout(dropout)] if dropout else [])
-            inputs = outputs
-        last = _linear(inputs, 1, bias=False)
+        widths = config.hidden if widths is None else widths
+        hidden = hidden_layers(inputs, widths, config, generator)
+        last = linear(widths[-1] if widths else inputs, 1, bias=False)
         nn.init.xavier_normal_(last.weight, generator=generator)
-        self.layers = nn.Sequential(*layers, last)
+        self.layers = nn.Sequential(*hidden, last)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, inputs). Returns (B,) logits."""
@@ -65,6 +76,44 @@ class Mlp(nn.Module):
         return logits
 
 
-def _linear(inputs: int, outputs: int, bias: bool) -> nn.Linear:
+def hidden_layers(
+    inputs: int, widths: Sequence[int], config: ModelConfig, generator: torch.Generator
+) -> list[nn.Module]:
+    """For each width: linear, batch norm, activation, dropout, as far as configured.
+
+    He initialisation (He et al., ICCV 2015), for tanh Glorot's (AISTATS 2010); zero biases; from `generator` in a fixed
+    order.
+    """
+    layers: list[nn.Module] = []
+    for outputs in widths:
+        layer = linear(inputs, outputs, bias=True)
+        initialise(layer.weight, config, generator)
+        nn.init.zeros_(layer.bias)
+        layers += [layer, *after_linear(outputs, config)]
+        inputs = outputs
+    return layers
+
+
+def after_linear(width: int, config: ModelConfig) -> list[nn.Module]:
+    """What follows a linear layer: batch norm, activation, dropout, as far as configured."""
+    norm = [BatchNorm(width)] if config.batch_norm else []
+    return [*norm, activation(config.activation, width), *([Dropout(config.dropout)] if config.dropout else [])]
+
+
+def initialise(weight: Tensor, config: ModelConfig, generator: torch.Generator) -> None:
+    """Weights that keep the size of a signal through the configured activation."""
+    if config.activation == "tanh":
+        nn.init.xavier_normal_(weight, generator=generator)
+    else:
+        nn.init.kaiming_normal_(weight, nonlinearity="relu", generator=generator)
+
+
+def pairs(fields: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """i and j of all i < j, row by row: two of (P,) int64, P = F(F−1)/2."""
+    i, j = torch.triu_indices(fields, fields, 1, device=device)
+    return i, j
+
+
+def linear(inputs: int, outputs: int, bias: bool) -> nn.Linear:
     """A layer without torch's own initialisation, which would draw from the random numbers that all share."""
     return nn.Linear(inputs, outputs, bias=bias, device="meta").to_empty(device="cpu")

@@ -177,3 +177,20 @@ def test_a_replay_of_criteo_equals_its_evaluation(broker: str, prefix: str, tmp_
     assert window["first_row"] == 40_000
     assert window["auc"] == pytest.approx(expected.figures.auc, abs=1e-6)
     assert window["auc"] >= 0.765
+
+
+def test_joiners_that_come_and_go_share_four_partitions(broker: str, prefix: str, tmp_path: Path) -> None:
+    """Two joiners, one killed, another added while events flow: nothing lost, nothing learnt twice."""
+    settings = made(broker, prefix, tmp_path / "var", **{
+        "model.schema": "appstore", "kafka.event_partitions": 4, "kafka.example_partitions": 2,
+    })
+    with running(settings) as crew:
+        crew["second"] = Process(settings, "joiner")
+        published(settings, slates(settings, tmp_path / "log"), rate=40)
+        wait_until(partial(_beyond, settings, SLATES * 20 // 5), 60, "a fifth learnt")
+        crew["joiner"].kill()
+        crew["third"] = Process(settings, "joiner")
+        found = wait_until_learnt(settings, 4, 90)
+    expected = evaluate(settings, slates(settings, tmp_path / "log"))
+    assert found["tallies"] == expected.tallies | {"flush": 4}
+    assert found["gaps"] == 0

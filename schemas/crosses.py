@@ -1,0 +1,58 @@
+"""Crosses: a field made of two, for models that learn a weight for each pair of values.
+
+They are made here, from the ids of two fields, by trainer and scorer alike, after the join and before the table: neither
+events nor examples hold them, so a cross may be added or dropped without a new join. Each is one more column with one
+id, which the table knows like any other.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from schemas.bags import Bags, Ids
+from schemas.fields import FieldSchema
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
+_MIX_2 = np.uint64(0x94D049BB133111EB)
+
+
+def crossed(bags: Bags, schema: FieldSchema) -> Bags:
+    """The same rows with one more bag for each cross of the schema, after its fields, in the order of their numbers.
+
+    The fields of a cross hold one id each (schemas/fields.py refuses others); a missing value is an id like any other.
+    Its value is 1.
+    """
+    if not schema.crosses:
+        return bags
+    b, f, c = len(bags), bags.fields, len(schema.crosses)
+    place = {spec.number: column for column, spec in enumerate(schema.fields)}
+    lengths = bags.all_lengths().reshape(b, f)                                                  # (B, F)
+    starts = (np.cumsum(lengths, dtype=np.int64) - lengths.reshape(-1)).reshape(b, f)           # (B, F)
+    made = np.empty((b, c), np.uint64)
+    for column, cross in enumerate(schema.crosses):
+        left, right = (bags.ids[starts[:, place[side.number]]] for side in (cross.left, cross.right))
+        made[:, column] = cross_ids(cross.number, left, right)
+    ends = np.repeat(np.cumsum(lengths.sum(axis=1, dtype=np.int64)), c)                         # (B·C,)
+    return Bags(
+        f + c,
+        np.insert(bags.ids, ends, made.reshape(-1)),
+        None if bags.values is None else np.insert(bags.values, ends, np.float32(1)),
+        None if bags.lengths is None else np.concatenate([lengths, np.ones((b, c), np.uint16)], axis=1).reshape(-1),
+    )
+
+
+def cross_ids(number: int, left: Ids, right: Ids) -> Ids:
+    """m(m(m(number) ⊕ left) ⊕ right), m = splitmix64's output function: (n,) uint64, another for (right, left).
+
+    Source: Steele, Lea, Flood, Fast Splittable Pseudorandom Number Generators, OOPSLA 2014.
+    """
+    return _mixed(_mixed(_mixed(np.array([number], np.uint64)) ^ left) ^ right)
+
+
+def _mixed(state: Ids) -> Ids:
+    """splitmix64: products and sums wrap round."""
+    z = state + _GOLDEN
+    z = (z ^ (z >> np.uint64(30))) * _MIX_1
+    z = (z ^ (z >> np.uint64(27))) * _MIX_2
+    return z ^ (z >> np.uint64(31))
