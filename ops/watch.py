@@ -7,7 +7,7 @@ from typing import Any
 
 from schemas.config import Settings
 from schemas.errors import FreshetError
-from schemas.journal import read
+from schemas.journal import newest, read
 
 
 class NotLearnt(FreshetError):
@@ -16,11 +16,7 @@ class NotLearnt(FreshetError):
 
 def last(settings: Settings, process: str, event: str) -> dict[str, Any] | None:
     """The newest row of one kind in a process's journal."""
-    found = None
-    for row in read(settings.metrics_dir / f"{process}.jsonl"):
-        if row.get("event") == event:
-            found = row
-    return found
+    return newest(settings.metrics_dir / f"{process}.jsonl", event)
 
 
 def windows(settings: Settings) -> list[dict[str, Any]]:

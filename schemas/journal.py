@@ -10,6 +10,8 @@ from typing import Any
 
 import orjson
 
+BLOCK_BYTES = 1 << 16
+
 
 class Journal:
     """Appends rows to a file. One write call a row, so that a reader and a crash see whole lines."""
@@ -27,15 +29,39 @@ class Journal:
         os.close(self._file)
 
 
+def newest(path: Path, event: str) -> dict[str, Any] | None:
+    """The last row of one kind, looked for from the end, so that a log of days costs what one of minutes does."""
+    if not path.is_file():
+        return None
+    wanted = b'"event":' + orjson.dumps(event)
+    with path.open("rb") as file:
+        start, tail = file.seek(0, os.SEEK_END), b""
+        while start > 0:
+            size = min(BLOCK_BYTES, start)
+            start -= size
+            file.seek(start)
+            head, *lines = (file.read(size) + tail).split(b"\n")
+            tail = head                                       # may be the end of a line that begins in an earlier block
+            for line in reversed(lines if start else [head, *lines]):
+                if wanted in line and (row := _row(line)) is not None and row.get("event") == event:
+                    return row
+    return None
+
+
 def read(path: Path) -> Iterator[dict[str, Any]]:
     """Rows in order; a line cut by a crash is passed over."""
     if not path.is_file():
         return
     with path.open("rb") as lines:
         for line in lines:
-            try:
-                row = orjson.loads(line)
-            except orjson.JSONDecodeError:
-                continue
-            if isinstance(row, dict):
+            row = _row(line)
+            if row is not None:
                 yield row
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return None
+    return row if isinstance(row, dict) else None
