@@ -106,6 +106,7 @@ class ModelConfig:
     attention_factors: int = 8               # AFM: width of the attention network
     cross_layers: int = 3                    # DCN
     product: Product = "inner"               # PNN: inner = IPNN, outer = OPNN, both = PNN*
+    statistics: bool = False                 # DeepFM: rows count examples and clicks, and it reads them (ffm_stats always)
     fnn_pretrain_rows: int = 100_000         # FNN: examples learnt as an FM before its network takes over
 
     def __post_init__(self) -> None:
@@ -142,6 +143,10 @@ class LearnConfig:
     l2: float = 0.0                    # FTRL
     clip: float = 0.0                  # longest gradient, of each row and of all dense weights together; 0 = any
     decay: float = 0.0                 # share of a weight lost per step, times its rate; not FTRL's (l2), not of biases
+    guard: bool = True                 # notice divergence, take the last good state, go on with smaller steps
+    guard_rows: int = 4096             # examples between two looks; up to four times as many are kept to be learnt again
+    guard_margin: float = 0.005        # it has diverged when the loss is worse by this share of always saying the click rate
+    guard_floor: float = 1 / 16        # rates are halved as far as to this share of those above
 
     def __post_init__(self) -> None:
         _at_least("learn", "batch_rows", self.batch_rows, 1, "a batch holds one example")
@@ -159,6 +164,10 @@ class LearnConfig:
                 f"learn.l1={self.l1}, learn.l2={self.l2}: only FTRL has them; set learn.row_optimiser or "
                 "learn.first_order_optimiser to ftrl, or use learn.decay"
             )
+        _at_least("learn", "guard_rows", self.guard_rows, 64, "the loss of fewer examples is noise")
+        _at_least("learn", "guard_margin", self.guard_margin, 0, "0 = any that is no chance")
+        if not 0 < self.guard_floor <= 1:
+            raise ConfigError(f"learn.guard_floor={self.guard_floor}: above 0, at most 1 (1 = say so, change nothing)")
         for key in ("row_rate", "dense_rate"):
             if not 0 < getattr(self, key) <= 1:
                 raise ConfigError(f"learn.{key}={getattr(self, key)}: above 0, at most 1")

@@ -23,7 +23,7 @@ from schemas.errors import BadEvent, SchemaError
 from schemas.hashing import canonical, hash_missing, hash_value
 
 Kind = Literal["categorical", "set", "numeric"]
-Transform = Literal["log_bins", "raw", "log"]
+Transform = Literal["log_bins", "log_bins_and_log", "raw", "log"]
 MAX_SET = 1000        # values in one set; more is a producer's mistake, not a preference
 RAW_LIMIT = 1e6       # raw numbers are clipped here: one wild value must not blow up a row
 MAX_UNKNOWN = 1000    # names of unknown fields that are counted apart; whatever comes after is counted together
@@ -38,6 +38,7 @@ class Field:
 
     kind: categorical (one value), set (several, pooled by `pool` before the model), numeric.
     transform of a number: log_bins = its order of magnitude as a category (floor(2·log2|v|) with the sign, 0 apart);
+    log_bins_and_log = the same, and sign(v)·ln(1+|v|) beside it, 0 where missing, for models that read it (schemas/models);
     raw = one learnt row times the number, clipped to ±1e6; log = the same times sign(v)·ln(1+|v|).
     training_only: known only after showing (position); scores are computed with served_value.
     slice: metrics are kept per value.
@@ -52,6 +53,16 @@ class Field:
     training_only: bool = False
     served_value: str | None = None
     slice: bool = False
+
+    @property
+    def binned(self) -> bool:
+        """Whether a number's order of magnitude is a category, so that its row is not multiplied by it."""
+        return self.kind == "numeric" and self.transform in ("log_bins", "log_bins_and_log")
+
+    @property
+    def with_log(self) -> bool:
+        """Whether its value is a number that stands beside its row."""
+        return self.kind == "numeric" and self.transform == "log_bins_and_log"
 
     @property
     def digest(self) -> int:
@@ -110,6 +121,17 @@ class FieldSchema:
     def columns(self) -> tuple[Field, ...]:
         """What the model sees: fields, then crosses."""
         return (*self.fields, *(cross.field for cross in self.crosses))
+
+    @property
+    def logs(self) -> tuple[int, ...]:
+        """Columns whose values stand beside their rows and multiply nothing."""
+        return tuple(place for place, spec in enumerate(self.fields) if spec.with_log)
+
+    @property
+    def sides(self) -> tuple[tuple[int, int], ...]:
+        """The columns of the two fields of each cross."""
+        place = {spec.number: column for column, spec in enumerate(self.fields)}
+        return tuple((place[cross.left.number], place[cross.right.number]) for cross in self.crosses)
 
     @property
     def identity(self) -> tuple[tuple[int, int], ...]:
@@ -216,9 +238,10 @@ class Encoder:
         if len(given) not in (1, items):
             raise BadEvent("ragged_columns", f"field {spec.name}: {len(given)} entries for {items} items")
         try:
-            if spec.kind == "numeric" and spec.transform != "log_bins":
+            if spec.kind == "numeric" and not spec.binned:
                 return self._amounts(place, spec, given)
-            return [self._bag(place, spec, value) for value in given], None
+            bags = [self._bag(place, spec, value) for value in given]
+            return bags, [_log(_bare(value)) for value in given] if spec.with_log else None
         except BadEvent as bad:
             raise BadEvent(bad.reason, f"field {spec.name}: {bad}") from bad
 
@@ -270,11 +293,7 @@ class Encoder:
                 weights.append(1.0)
             else:
                 bags.append([present])
-                weights.append(
-                    math.copysign(math.log1p(abs(number)), number)
-                    if spec.transform == "log"
-                    else min(max(number, -RAW_LIMIT), RAW_LIMIT)
-                )
+                weights.append(_log(number) if spec.transform == "log" else min(max(number, -RAW_LIMIT), RAW_LIMIT))
         return bags, weights
 
 
@@ -291,6 +310,17 @@ def as_number(value: Any) -> float | None:
     if not math.isfinite(number):
         raise BadEvent("not_finite", f"takes a finite number, got {number}")
     return number
+
+
+def _bare(value: Any) -> float:
+    """A number that _bag has taken; 0 where it is missing, or hashed already."""
+    if isinstance(value, list | tuple):
+        value = value[0] if value else None
+    return 0.0 if isinstance(value, ReadyId) else as_number(value) or 0.0
+
+
+def _log(number: float) -> float:
+    return math.copysign(math.log1p(abs(number)), number)
 
 
 def log_bin(value: Any) -> bytes | None:
@@ -359,7 +389,7 @@ def _cross(entry: Mapping[str, Any], found: Sequence[Field], origin: str) -> Cro
             raise SchemaError(
                 f"{where}: " + (f"no such field: {name} (nearest: {near})" if not fits else f"context.{name} or item.{name}?")
             )
-        if fits[0].kind == "set" or (fits[0].kind == "numeric" and fits[0].transform != "log_bins"):
+        if fits[0].kind == "set" or (fits[0].kind == "numeric" and not fits[0].binned):
             raise SchemaError(f"{where}: {name} is a set or a real number; a cross is made of two single values")
         sides.append(fits[0])
     number = entry["number"]
@@ -379,7 +409,7 @@ def _field(entry: Mapping[str, Any], origin: str) -> Field:
             raise SchemaError(f"{where}: needs {key}")
     choices = {
         "kind": ("categorical", "set", "numeric"), "side": ("context", "item"),
-        "transform": ("log_bins", "raw", "log"), "pool": ("mean", "sum"),
+        "transform": ("log_bins", "log_bins_and_log", "raw", "log"), "pool": ("mean", "sum"),
     }
     for key, allowed in choices.items():
         if key in entry and entry[key] not in allowed:
@@ -432,7 +462,9 @@ def aligned(schema: FieldSchema, bags: Bags, numbers: Sequence[int], digests: Se
     missing = np.array([hash_missing(f.number) for f in schema.fields], np.uint64)
     absent = np.repeat(np.tile(where < 0, rows), count)
     ids[absent] = np.repeat(np.tile(missing, rows), count)[absent]
+    if schema.logs:
+        values[np.repeat(np.tile((where < 0) & np.isin(np.arange(len(where)), schema.logs), rows), count)] = 0
     return Bags(
-        len(schema.fields), ids, None if bags.values is None else values,
+        len(schema.fields), ids, None if bags.values is None and not schema.logs else values,
         None if bags.lengths is None else count.astype(np.uint16),
     )

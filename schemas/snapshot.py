@@ -343,7 +343,8 @@ def model_identity(config: ModelConfig, row_width: int) -> dict[str, Any]:
 
 def _without_a_key() -> dict[str, Any]:
     """What a snapshot means that was written before a setting existed: the default, under which nothing changed."""
-    return {key: value for key, value in model_identity(ModelConfig(), 0).items() if key != "row_width"}
+    defaults = {key: value for key, value in model_identity(ModelConfig(), 0).items() if key != "row_width"}
+    return {**defaults, "statistics": False}
 
 
 def model_config(manifest: Manifest, name: str, schema: str) -> ModelConfig:

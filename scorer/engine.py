@@ -47,10 +47,11 @@ class Blueprint:
     """What all engines of one model have in common: fields, shapes, and rows that were never touched."""
 
     def __init__(self, config: ModelConfig, schema: FieldSchema) -> None:
-        model = build(config, len(schema.fields), len(schema.crosses)).eval()
+        model = build(config, len(schema.fields), len(schema.crosses), schema.logs, schema.sides).eval()
         self.schema = schema if model.crosses else replace(schema, crosses=())
         self.bits = config.bits
         self.row_width = model.row_width
+        self.counted = model.counted
         self._fields = self.schema.identity
         self._identity = model_identity(config, model.row_width)
         self._model = model.to("meta")  # shapes alone: each version brings the numbers
@@ -139,7 +140,7 @@ class Engine:
             rows = self._table.index_select(0, numbers)                         # (n, W)
         if net is None or version is None:
             raise SnapshotError("no version is loaded yet")
-        pooled, values = pool(rows, bags, self._blueprint.schema.columns)       # (B, F, W), (B, F)
+        pooled, values = pool(rows, bags, self._blueprint.schema.columns, self._blueprint.counted)  # (B, F, W), (B, F)
         logits: Tensor = net(pooled, values)                                    # (B,)
         return Scores(_array(logits.sigmoid()), _array(logits), version)
 

@@ -40,11 +40,11 @@ class Learner:
         self.model_config = model
         self.learn_config = learn
         self.device = _device(learn.device)
-        self.model = build(model, len(schema.fields), len(schema.crosses)).to(self.device)
+        self.model = build(model, len(schema.fields), len(schema.crosses), schema.logs, schema.sides).to(self.device)
         self.schema = schema if self.model.crosses else replace(schema, crosses=())
         self.table = Table(
             model.bits, self.model.row_width, row_optimiser(learn, self.model.first_order), self.model.new_rows,
-            rotation, self.device,
+            rotation, self.device, self.model.counted,
         )
         self.batches_learnt = 0
         self.examples_learnt = 0
@@ -78,7 +78,7 @@ class Learner:
             said = self._score(bags) if said is None else said
             self._random.manual_seed(_seed(self.model_config.seed, self.batches_learnt))
         self.model.train()
-        logits = self.model(*pool(leaves.index_select(0, inverse), bags, self.schema.columns))  # (B,)
+        logits = self.model(*pool(leaves.index_select(0, inverse), bags, self.schema.columns, self.model.counted))  # (B,)
         loss = nn.functional.binary_cross_entropy_with_logits(logits, target, importance, reduction="sum")
         found = loss.item()
         if not math.isfinite(found):
@@ -94,12 +94,28 @@ class Learner:
         self._dense.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         assert leaves.grad is not None
-        self.table.apply(rows, leaves.grad)
+        self.table.apply(rows, leaves.grad, self._counts(len(rows), inverse, bags, target, importance))
         self._dense.step()
         self.model.learnt(len(bags))
         self.batches_learnt += 1
         self.examples_learnt += len(bags)
         return _array(logits.detach().sigmoid()) if said is None else said
+
+    @torch.no_grad()
+    def _counts(self, n: int, inverse: Tensor, bags: Bags, labels: Tensor, importance: Tensor | None) -> Tensor | None:
+        """What each row was seen and clicked in this batch: (N, 2), an example by its importance, an id that comes twice
+        twice. None for a model without statistics."""
+        if self.model.statistics is None:
+            return None
+        seen = torch.ones_like(labels) if importance is None else importance                # (B,)
+        both = torch.stack([seen, seen * labels], dim=1)                                    # (B, 2)
+        self.model.statistics.count(*both.sum(dim=0))
+        if bags.lengths is None:
+            each = both.repeat_interleave(bags.fields, dim=0)                               # (n, 2)
+        else:
+            per_row = bags.lengths.reshape(len(bags), -1).sum(axis=1, dtype=np.int64)       # (B,)
+            each = both.repeat_interleave(torch.from_numpy(per_row).to(self.device), dim=0)
+        return both.new_zeros(n, 2).index_add_(0, inverse, each)                            # (N, 2)
 
     def score(self, bags: Bags) -> Floats:
         """(B,) probabilities, learning nothing."""
@@ -110,7 +126,7 @@ class Learner:
         """Of bags that have their crosses."""
         self.model.eval()
         rows = self.table.gather(self.table.numbers(bags.ids))                              # (n, W)
-        logits: Tensor = self.model(*pool(rows.contiguous(), bags, self.schema.columns))     # (B,)
+        logits: Tensor = self.model(*pool(rows.contiguous(), bags, self.schema.columns, self.model.counted))     # (B,)
         return _array(logits.sigmoid())
 
     def dense(self) -> dict[str, NDArray[Any]]:

@@ -25,6 +25,7 @@ from schemas.snapshot import (
     model_identity,
     refuse_other_model,
 )
+from stream_trainer.guard import Guard
 from stream_trainer.learner import Diverged, Learner
 from stream_trainer.progressive import Progressive
 from stream_trainer.store import SnapshotStore
@@ -56,10 +57,12 @@ class Publisher:
     """Owns what the store holds of one learner. Call `restore` once, before anything else.
 
     Times are wall microseconds, passed in. lineage: the name of this line of weights, random, used if the store is new.
+    guard: what stands between the examples and the learner, if anything does; its state is part of a checkpoint.
     """
 
     def __init__(
-        self, store: SnapshotStore, learner: Learner, progressive: Progressive, config: SnapshotConfig, lineage: str
+        self, store: SnapshotStore, learner: Learner, progressive: Progressive, config: SnapshotConfig, lineage: str,
+        guard: Guard | None = None,
     ) -> None:
         if learner.table.rotation != config.rotation:
             raise SnapshotError(
@@ -68,6 +71,7 @@ class Publisher:
         self.store = store
         self.learner = learner
         self.progressive = progressive
+        self.guard = guard
         self.config = config
         self.lineage = lineage
         self.pinned: frozenset[int] = frozenset()
@@ -104,6 +108,8 @@ class Publisher:
         state = _grouped(whole.state)
         self.learner.load(whole.dense, state["dense"], checkpoint.batches_learnt, checkpoint.examples_learnt)
         self.progressive.restore(state["progressive"])
+        if self.guard is not None:
+            self.guard.restore(state["guard"])
         pending = state["pending"]["rows"].astype(np.int64)
         table.touch(np.union1d(pending, self.store.rows_touched_since(checkpoint.version)))
         self._checkpointed = _progress(
@@ -182,6 +188,7 @@ class Publisher:
         state = {
             **{f"dense/{name}": array for name, array in dense_state.items()},
             **{f"progressive/{name}": array for name, array in self.progressive.state().items()},
+            **{f"guard/{name}": array for name, array in (self.guard.state() if self.guard else {}).items()},
             "pending/rows": table.pending("version").astype(np.uint32),
         }
         manifest = self._manifest(
@@ -293,7 +300,7 @@ def _chunks(
 
 def _grouped(state: Mapping[str, NDArray[Any]]) -> dict[str, dict[str, NDArray[Any]]]:
     """"a/b/c" → ["a"]["b/c"]."""
-    groups: dict[str, dict[str, NDArray[Any]]] = {"dense": {}, "progressive": {}, "pending": {}}
+    groups: dict[str, dict[str, NDArray[Any]]] = {"dense": {}, "progressive": {}, "pending": {}, "guard": {}}
     for name, array in state.items():
         group, _, rest = name.partition("/")
         groups.setdefault(group, {})[rest] = array

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from schemas.bags import Ids
 from schemas.errors import ShapeError
+from schemas.models.statistics import add_counts
 from stream_trainer.optimisers import RowOptimiser
 
 RowNumbers = NDArray[np.int64]
@@ -35,10 +36,13 @@ class Table:
         new_rows: Callable[[Tensor], Tensor],
         rotation: int = 64,
         device: torch.device | None = None,
+        counted: int = 0,
     ) -> None:
+        """counted: the last so many columns of a row are counts, which no optimiser knows."""
         self.bits = bits
-        self.width = width                                       # W: weights in a row
-        self.wide = width + optimiser.state_width(width)         # S: weights and state
+        self.width = width                                       # W: weights and counts in a row
+        self.learnt = width - counted                            # L: weights alone
+        self.wide = width + optimiser.state_width(self.learnt)   # S: weights, counts and state
         self.rotation = rotation
         self.device = device or torch.device("cpu")
         self._mask = np.uint64((1 << bits) - 1)
@@ -69,15 +73,18 @@ class Table:
         self._held = (rows, block)
         return block[:, : self.width]
 
-    def apply(self, rows: Tensor, gradients: Tensor) -> None:
-        """One step of the optimiser. rows: (N,) int64, each once. gradients: (N, W), duplicates summed."""
+    def apply(self, rows: Tensor, gradients: Tensor, counts: Tensor | None = None) -> None:
+        """One step of the optimiser. rows: (N,) int64, each once. gradients: (N, W), duplicates summed; nobody reads those
+        of counts. counts: (N, W − L), what to add to them."""
         if gradients.shape != (len(rows), self.width):
             raise ShapeError(f"{len(rows)} rows of {self.width} weights take no gradients {tuple(gradients.shape)}")
         if self._held is None or self._held[0] is not rows:
             self.gather(rows)
         assert self._held is not None
         block, self._held = self._held[1], None
-        self._optimiser.step(block[:, : self.width], block[:, self.width :], gradients)
+        self._optimiser.step(block[:, : self.learnt], block[:, self.width :], gradients[:, : self.learnt])
+        if counts is not None:
+            add_counts(block[:, self.learnt : self.width], counts)
         self._packed.index_copy_(0, rows, block)
         self._mark(rows)
 

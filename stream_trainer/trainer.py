@@ -13,6 +13,7 @@ import secrets
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import structlog
@@ -24,6 +25,7 @@ from schemas.examples import Cursor, ExamplesError, decode
 from schemas.journal import Journal
 from stream_trainer import faust_driver
 from stream_trainer.faust_driver import Kafka, Position, Record
+from stream_trainer.guard import Guard
 from stream_trainer.intake import Batch, Intake
 from stream_trainer.learner import Learner
 from stream_trainer.progressive import Progressive
@@ -55,16 +57,17 @@ class Trainer:
         schema = fields.load(settings.model.schema)
         learner = Learner(settings.model, settings.learn, schema, settings.snapshot.rotation)
         progressive = Progressive(settings.metrics.window_rows)
+        guard = Guard(learner)
         self._settings = settings
         self._publisher = Publisher(
-            SnapshotStore(settings.store_dir), learner, progressive, settings.snapshot, secrets.token_hex(16)
+            SnapshotStore(settings.store_dir), learner, progressive, settings.snapshot, secrets.token_hex(16), guard
         )
         restored = self._publisher.restore()
         intake = Intake(
             schema, settings.learn.batch_rows,
             {p: Cursor(*place) for p, place in restored.cursors.items()}, restored.tallies, restored.offsets,
         ) if restored else Intake(schema, settings.learn.batch_rows)
-        self._training = Training(intake, learner, progressive)
+        self._training = Training(intake, learner, progressive, guard)
         self._records: queue.Queue[Record | None] = queue.Queue()
         self._traces: list[dict[str, int]] = []
         self._replays = intake.tallies["flush"]
@@ -170,6 +173,8 @@ class Trainer:
         if step is None:
             return False
         self._trace(step.batch)
+        if step.divergence is not None:
+            self._journal.write({"event": "trainer.diverged", **asdict(step.divergence)})
         for window in step.windows:
             log.info("progressive.window", **window.as_dict())
             self._journal.write({"event": "trainer.window", **window.as_dict()})
@@ -221,4 +226,5 @@ class Trainer:
             "examples_learnt": intake.tallies["examples"], "positives": intake.tallies["positives"],
             "tallies": dict(intake.tallies), "dropped": intake.dropped, "gaps": intake.gaps, "waiting_rows": intake.rows,
             "batches_learnt": self._training.learner.batches_learnt, "lifetime": lifetime.as_dict() if lifetime else None,
+            "rate_factor": self._training.guard.rate_factor,
         }

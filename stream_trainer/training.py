@@ -3,37 +3,50 @@ evaluate` share it, so that a file and a stream of the same events lead to the s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
+import structlog
 from numpy.typing import NDArray
 
+from stream_trainer.guard import Divergence, Guard
 from stream_trainer.intake import Batch, Intake
 from stream_trainer.learner import Learner
 from stream_trainer.progressive import Progressive, Window
 
+log = structlog.get_logger()
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Step:
-    """probabilities: (B,) f32, what the model said before it learnt `batch`. windows: those that became complete."""
+    """probabilities: (B,) f32, what the model said before it learnt `batch`. windows: those that became complete.
+    divergence: what the guard did, mostly nothing."""
 
     batch: Batch
     probabilities: NDArray[np.float32]
     windows: list[Window]
+    divergence: Divergence | None = None
 
 
 class Training:
-    """What is known of the stream (intake), of the world (learner), and of how good that is (progressive)."""
+    """What is known of the stream (intake), of the world (learner), of how good that is (progressive), and what to do when
+    it is not (guard; None: a new one)."""
 
-    def __init__(self, intake: Intake, learner: Learner, progressive: Progressive) -> None:
+    def __init__(
+        self, intake: Intake, learner: Learner, progressive: Progressive, guard: Guard | None = None
+    ) -> None:
         self.intake = intake
         self.learner = learner
         self.progressive = progressive
+        self.guard = guard or Guard(learner)
 
     def step(self, force: bool = False) -> Step | None:
         """Learn the next batch; None if none is ready. force: an unfilled one too. Raises Diverged."""
         batch = self.intake.take(force)
         if batch is None:
             return None
-        said = self.learner.learn(batch.bags, batch.labels, batch.weights)
-        return Step(batch, said, self.progressive.add(said, batch.labels))
+        said, found = self.guard.learn(batch.bags, batch.labels, batch.weights)
+        if found is not None:
+            self.intake.tallies["relearnt"] += found.relearnt
+            log.warning("guard.diverged", does="went back, learnt again with smaller steps", **asdict(found))
+        return Step(batch, said, self.progressive.add(said, batch.labels), found)

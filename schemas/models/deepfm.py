@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 
 from schemas.config import ModelConfig
-from schemas.models.base import RowModel
+from schemas.models.base import RowModel, Sides
 from schemas.models.layers import Mlp, fm_second_order
 
 
@@ -15,15 +18,32 @@ class DeepFM(RowModel):
     A row is (w_i, V_i): one first-order weight and K factors. The output layer has no bias beside b (it would
     be the same number twice).
     Source: Guo et al., DeepFM, IJCAI 2017, equations 1 to 4; V shared by both parts, numbers multiply w and V alike.
+
+    With model.statistics it also reads numbers: + a·n, and n is an input of the MLP beside the embeddings; n is what the
+    rows of fields and of the schema's crosses have counted, and the logs of its numbers (schemas/models/statistics.py).
+    Without, it is the paper's.
     """
 
-    def __init__(self, config: ModelConfig, fields: int) -> None:
-        super().__init__(config, fields, row_width=1 + config.factors)
-        self.mlp = Mlp(fields * config.factors, config, self._seeded())
+    reads_numbers = "if configured"
+
+    def __init__(self, config: ModelConfig, fields: int, logs: Sequence[int] = (), sides: Sides = ()) -> None:
+        super().__init__(config, fields, 1 + config.factors, len(logs), sides)
+        self.crosses = len(sides) if config.statistics else 0
+        beside = self.statistics.inputs if self.statistics is not None else 0
+        self.mlp = Mlp(fields * config.factors + beside, config, self._seeded())
 
     def logits(self, rows: Tensor) -> Tensor:
         """rows: (B, F, 1 + K)."""
+        return self._logits(rows, rows[:, :, 1:].flatten(1))
+
+    def with_numbers(self, rows: Tensor, numbers: Tensor) -> Tensor:
+        """rows: (B, F, 1 + K). numbers: (B, N), for a linear term and as inputs of the MLP."""
+        assert self.statistics is not None
+        inputs = torch.cat([rows[:, :, 1:].flatten(1), numbers], dim=1)         # (B, F·K + N)
+        return self._logits(rows, inputs) + self.statistics.linear(numbers)
+
+    def _logits(self, rows: Tensor, inputs: Tensor) -> Tensor:
         first = rows[:, :, 0].sum(dim=1)                                        # (B,)
         v = rows[:, :, 1:]                                                      # (B, F, K)
-        logits: Tensor = self.bias + first + fm_second_order(v) + self.mlp(v.flatten(1))
+        logits: Tensor = self.bias + first + fm_second_order(v) + self.mlp(inputs)
         return logits                                                           # (B,)

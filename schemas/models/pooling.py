@@ -13,13 +13,14 @@ from schemas.errors import ShapeError
 from schemas.fields import Field
 
 
-def pool(rows: Tensor, bags: Bags, fields: Sequence[Field]) -> tuple[Tensor, Tensor | None]:
+def pool(rows: Tensor, bags: Bags, fields: Sequence[Field], counted: int = 0) -> tuple[Tensor, Tensor | None]:
     """One row and one value per bag, as models take them. Differentiable in `rows`.
 
     rows: (n, W), the table row of each id of `bags`, in that order. Returns rows (B, F, W) and values (B, F), None
     where all are 1, on the device of `rows`. A bag of one id keeps its row; a set becomes the mean of its rows, or
     their sum where the field says `pool = "sum"`. All ids of one bag carry the same value (schemas/fields.py makes them
-    so): the first stands for it. Raises ShapeError.
+    so): the first stands for it. counted: the last so many columns are statistics, of a set always the mean. Raises
+    ShapeError.
     """
     if rows.ndim != 2 or len(rows) != len(bags.ids) or bags.fields != len(fields):
         raise ShapeError(
@@ -39,6 +40,11 @@ def pool(rows: Tensor, bags: Bags, fields: Sequence[Field]) -> tuple[Tensor, Ten
     if means.any():
         share = np.where(means, counts.reshape(b, f), 1).astype(np.float32)             # (B, F)
         pooled = pooled / torch.from_numpy(share).to(rows.device).unsqueeze(-1)
+    sums = np.array([spec.kind == "set" and spec.pool == "sum" for spec in fields])     # (F,)
+    if counted and sums.any():
+        share = np.where(sums, counts.reshape(b, f), 1).astype(np.float32)              # (B, F)
+        learnt, statistics = pooled[:, :, :-counted], pooled[:, :, -counted:]
+        pooled = torch.cat([learnt, statistics / torch.from_numpy(share).to(rows.device).unsqueeze(-1)], dim=2)
     if values is None:
         return pooled, None
     first = torch.from_numpy(counts.cumsum() - counts).to(rows.device)                  # (B·F,)

@@ -43,6 +43,7 @@ WIDE_AND_DEEP: dict[str, Any] = {
 }
 VARIANTS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     *(({"architecture": name}, {}) for name in MODELS),
+    ({"statistics": True}, {}), ({"statistics": True, "dropout": 0.2}, {"row_optimiser": "adam", "row_rate": 0.01}),
     ({"architecture": "pnn", "product": "both"}, {}),
     ({"architecture": "pnn_pairs", "product": "both", "activation": "prelu"}, {}),
     ({"architecture": "nfm", "batch_norm": True, "dropout": 0.2}, {}),

@@ -227,6 +227,41 @@ def dcn_v2_stacked(x: Sequence[Row], weights: Weights, config: ModelConfig) -> c
     return dot(weights["output.weight"][0], through("deep", crossed(flat(x), weights, config, True), weights, config))
 
 
+def beyond(count: Row, prior: float, strength: float) -> float:
+    """How much the clicks of one value exceed what was expected, in log-odds. Counts are not differentiated."""
+    hits = max(count[1].real, 0.0)
+    misses = max(count[0].real - hits, 0.0)
+    rate = (hits + strength * prior) / (hits + misses + strength)
+    return math.log(rate / (1 - rate)) - math.log(prior / (1 - prior))
+
+
+def numbers(counts: Sequence[Row], logs: Row, weights: Weights, sides: Sequence[tuple[int, int]] = ()) -> list[complex]:
+    """Of each field, then of each cross beyond its two sides; then the logs."""
+    seen, clicked = (total.real for total in weights["statistics.totals"])
+    prior = (clicked + 1) / (seen + 2)
+    s = [beyond(count, prior, 3) for count in counts[: len(counts) - len(sides)]]
+    pair = []
+    for (left, right), count in zip(sides, counts[len(s) :], strict=True):
+        expected = 1 / (1 + (1 - prior) / prior * math.exp(-s[left] - s[right]))
+        pair.append(beyond(count, min(max(expected, 1e-4), 1 - 1e-4), 10))
+    return [*map(complex, s + pair), *(0.3 * log for log in logs)]
+
+
+def deepfm_numbers(x: Sequence[Row], n: Row, weights: Weights, config: ModelConfig) -> complex:
+    return fm(x, weights, config) + dot(weights["statistics.weight"], n) + mlp([*flat(rest(x)), *n], weights, config)
+
+
+def ffm_stats(x: Sequence[Row], n: Row, weights: Weights, config: ModelConfig) -> complex:
+    k, products = config.factors, []
+    for i, j in combinations(range(len(x)), 2):
+        products.append(dot(x[i][1 + j * k : 1 + (j + 1) * k], x[j][1 + i * k : 1 + (i + 1) * k]))
+    deep = mlp([*(10 * product for product in products), *n], weights, config)
+    return first_order(x) + sum(products, 0j) + dot(weights["statistics.weight"], n) + deep
+
+
+NUMBERED: dict[str, Callable[[Sequence[Row], Row, Weights, ModelConfig], complex]] = {
+    "deepfm": deepfm_numbers, "ffm_stats": ffm_stats,
+}
 FORMULAS: dict[str, Callable[[Sequence[Row], Weights, ModelConfig], complex]] = {
     "lr": lr, "fm": fm, "ffm": ffm, "ffm_linear": ffm_linear, "afm": afm, "nfm": nfm, "fnn": fnn, "dnn": dnn,
     "pnn": pnn, "pnn_pairs": pnn_pairs, "lr_dnn": lr_dnn, "wide_deep": lr_dnn, "fm_dnn": fm_dnn, "deepfm": deepfm, "dcn": dcn,
@@ -234,18 +269,33 @@ FORMULAS: dict[str, Callable[[Sequence[Row], Weights, ModelConfig], complex]] = 
 }
 
 
-def logit(x: Sequence[Row], values: Row, weights: Weights, config: ModelConfig) -> complex:
-    """One example's. x: F rows of W, pooled; values: what each is multiplied by."""
-    scaled = [[value * number for number in row] for row, value in zip(x, values, strict=True)]
-    return complex(weights["bias"][0]) + FORMULAS[config.architecture](scaled, weights, config)
+def logit(
+    x: Sequence[Row], values: Row, weights: Weights, config: ModelConfig, beside: Sequence[int] = (),
+    sides: Sequence[tuple[int, int]] = (),
+) -> complex:
+    """One example's. x: rows of W, of fields and crosses, pooled; values: what each is multiplied by, but for the columns
+    `beside`. sides: the fields of each cross that the model reads the counts of."""
+    bias, fields = complex(weights["bias"][0]), len(x) - len(sides)
+    counted = 2 if "statistics.totals" in weights else 0
+    scaled = [
+        [(1 if place in beside else value) * number for number in row[: len(row) - counted]]
+        for place, (row, value) in enumerate(zip(x, values, strict=True))
+    ][:fields]
+    if not counted:
+        return bias + FORMULAS[config.architecture](scaled, weights, config)
+    n = numbers([row[-2:] for row in x], [values[place] for place in beside], weights, sides)
+    return bias + NUMBERED[config.architecture](scaled, n, weights, config)
 
 
-def pooled(rows: Sequence[Row], lengths: Sequence[int], means: Sequence[bool]) -> list[list[complex]]:
-    """One row per bag: the mean of its rows, or their sum."""
+def pooled(
+    rows: Sequence[Row], lengths: Sequence[int], means: Sequence[bool], counted: int = 0
+) -> list[list[complex]]:
+    """One row per bag: the mean of its rows, or their sum; of the last `counted` columns always the mean."""
     at, found = 0, []
     for length, mean in zip(lengths, means, strict=True):
-        bag = rows[at : at + length]
-        found.append([sum(column) / (length if mean else 1) for column in zip(*bag, strict=True)])
+        columns = list(zip(*rows[at : at + length], strict=True))
+        learnt = len(columns) - counted
+        found.append([sum(c) / (length if mean or n >= learnt else 1) for n, c in enumerate(columns)])
         at += length
     return found
 
@@ -276,6 +326,7 @@ def parameters(architecture: str, config: ModelConfig, fields: int) -> tuple[int
         "lr_dnn": (1 + k, network(f * k, d)), "wide_deep": (1 + k, network(f * k, d)),
         "fm_dnn": (1 + 2 * k, network(f * k, d)), "deepfm": (1 + k, network(f * k, d)),
         "dcn": (k, cross + deep + f * k + d[-1]), "dcn_linear": (1 + k, cross + deep + f * k + d[-1]),
+        "ffm_stats": (1 + f * k + 2, network(pair + f, d) + f),
         "dcn_v2": (k, cross + deep + f * k + d[-1]), "dcn_v2_stacked": (k, cross + deep + d[-1]),
     }
     row, dense = counted[architecture]

@@ -159,3 +159,34 @@ def test_encoding_is_the_same_with_a_warm_cache() -> None:
     slate = Slate(["ad"], {}, {"I1": ["3"], "I2": [-1], "C1": ["05db9164"]})
     first, second = encoder.encode(slate)[0], encoder.encode(slate)[0]
     assert np.array_equal(first.ids, second.ids)
+
+
+def test_a_number_can_be_a_category_and_stand_beside_it() -> None:
+    """log_bins_and_log has the ids of log_bins, and sign(v)·ln(1+|v|) as its value; missing and hashed already are 0; in
+    another schema's rows an absent one is 0 too."""
+    kinds = {"log_bins", "log_bins_and_log"}
+    bins, both = (schema(field("n", 1, "numeric", transform=kind), field("c", 2)) for kind in sorted(kinds))
+    given = [3, "-7.5", None, 1e300, ReadyId(5), "", [2], 0]
+    slate = Slate([str(n) for n in range(8)], {}, {"n": given, "c": list("abcdefgh")})
+    assert ids_of(both, slate) == ids_of(bins, slate)
+    values = Encoder(both, training=True).encode(slate)[0].all_values().reshape(8, 2)
+    logs = [math.log(4), -math.log(8.5), 0, math.log1p(1e300), 0, 0, math.log(3), 0]
+    np.testing.assert_allclose(values[:, 0], logs, rtol=1e-6)
+    assert (values[:, 1] == 1).all()
+    assert (both.logs, bins.logs) == ((0,), ())
+    assert bins.digest != both.digest
+    with pytest.raises(BadEvent, match="field n"):
+        Encoder(both, training=True).encode(Slate(["a"], {}, {"n": ["many"], "c": ["a"]}))
+
+    amount = field("amount", 3, "numeric", transform="raw")
+    wider = schema(field("n", 1, "numeric", transform="log_bins_and_log"), field("c", 2), amount)
+    older = schema(field("c", 2), amount)
+    bags = Encoder(older, training=True).encode(Slate(["a"], {}, {"c": ["x"], "amount": [2.5]}))[0]
+    assert aligned(wider, bags, older.numbers, older.digests).all_values().tolist() == [0, 1, 2.5]
+
+
+def test_a_cross_knows_the_columns_of_its_sides() -> None:
+    """In the order of the fields' numbers, whatever order the file has."""
+    fields = [field("c", 9), field("a", 1), field("b", 4)]
+    made = parse({"field": fields, "cross": [{"number": 20, "fields": ["c", "a"]}]}, "test")
+    assert made.sides == ((2, 0),)

@@ -32,6 +32,8 @@ VARIANTS: list[dict[str, Any]] = [
     {"architecture": "pnn", "activation": "tanh", "hidden": (3,)}, {"architecture": "fnn", "fnn_pretrain_rows": 0},
     {"architecture": "nfm", "batch_norm": True}, {"architecture": "deepfm", "batch_norm": True, "activation": "dice"},
     {"architecture": "dcn", "cross_layers": 0},
+    {"architecture": "deepfm", "statistics": True}, {"architecture": "deepfm", "statistics": True, "logs": (0,)},
+    {"architecture": "ffm_stats", "logs": (0,)}, {"architecture": "fm", "statistics": True, "logs": (0,)},
 ]
 
 
@@ -42,8 +44,10 @@ def named(variant: dict[str, Any]) -> str:
 
 def a_model(fields: int, **changes: Any) -> RowModel:
     """In float64, scoring, with nothing left at 0 or 1."""
-    settings = {"factors": 2, "hidden": (4, 3), "bits": 10, "seed": 3, "attention_factors": 3, "cross_layers": 2, **changes}
-    model = build(ModelConfig(**settings), fields).double().eval()
+    settings = {"factors": 2, "hidden": (4, 3), "bits": 10, "seed": 3, "attention_factors": 3, "cross_layers": 2,
+                "statistics": False, **changes}
+    logs = settings.pop("logs", ())
+    model = build(ModelConfig(**settings), fields, logs=logs).double().eval()
     generator = torch.Generator().manual_seed(8)
     with torch.no_grad():
         for weight in model.parameters():
@@ -51,6 +55,8 @@ def a_model(fields: int, **changes: Any) -> RowModel:
         for name, buffer in model.named_buffers():
             if "running" in name:
                 buffer.add_(torch.rand(buffer.shape, generator=generator, dtype=torch.float64) * 0.4)
+            if name == "statistics.totals":
+                buffer.copy_(torch.tensor([20, 6]))
     return model
 
 
@@ -60,7 +66,7 @@ def draw(*shape: int, seed: int) -> Tensor:
 
 def by_loops(model: RowModel, rows: Any, values: Any, weights: dict[str, Any]) -> list[complex]:
     """Logits of all examples. rows, values, weights: nested lists."""
-    return [brute_models.logit(x, v, weights, model.config) for x, v in zip(rows, values, strict=True)]
+    return [brute_models.logit(x, v, weights, model.config, model.beside) for x, v in zip(rows, values, strict=True)]
 
 
 def listed(tensor: Tensor, direction: Tensor | None = None) -> Any:
@@ -77,14 +83,16 @@ def weights_of(model: RowModel, directions: dict[str, Tensor] | None = None) -> 
 @pytest.mark.parametrize("variant", VARIANTS, ids=named)
 def test_a_model_is_its_formula_and_so_are_its_gradients(variant: dict[str, Any], fields: int) -> None:
     """Logits, and the gradients by rows, values and every dense weight along random directions, equal the loops' (their
-    derivatives by complex step), in float64 to 1e-10; values None are ones."""
+    derivatives by complex step), in float64 to 1e-10; values None are ones (0 for numbers beside the rows)."""
     model = a_model(fields, **variant)
     rows = draw(2, fields, model.row_width, seed=1).requires_grad_()
     values = draw(2, fields, seed=2).requires_grad_()
     logits = model(rows, values)
     expected = by_loops(model, listed(rows), listed(values), weights_of(model))
     torch.testing.assert_close(logits.detach(), torch.tensor([e.real for e in expected], dtype=torch.float64), **EXACT)
-    torch.testing.assert_close(model(rows, None), model(rows, torch.ones_like(values)), rtol=0, atol=0)
+    ones = torch.ones_like(values)
+    ones[:, model.beside] = 0
+    torch.testing.assert_close(model(rows, None), model(rows, ones), rtol=0, atol=0)
 
     kinds = draw(2, seed=3)
     named_weights = dict(model.named_parameters())
@@ -127,11 +135,14 @@ def test_sets_and_numbers_go_through_every_model(variant: dict[str, Any]) -> Non
     numbers[[6, 13]] = [2.5, -0.75]
     bags = Bags(4, np.arange(14, dtype=np.uint64), numbers, lengths)
     rows = draw(14, model.row_width, seed=4).requires_grad_()
-    logits = model(*pool(rows, bags, KINDS.fields))
+    logits = model(*pool(rows, bags, KINDS.fields, model.counted))
 
     def loops(by_id: Any) -> list[complex]:
         means = [False, True, False, False]
-        examples = [brute_models.pooled(by_id[:7], [1, 3, 2, 1], means), brute_models.pooled(by_id[7:], [1, 1, 4, 1], means)]
+        examples = [
+            brute_models.pooled(part, lengths, means, model.counted)
+            for part, lengths in ((by_id[:7], [1, 3, 2, 1]), (by_id[7:], [1, 1, 4, 1]))
+        ]
         return by_loops(model, examples, [[1, 1, 1, 2.5], [1, 1, 1, -0.75]], weights_of(model))
 
     expected = torch.tensor([one.real for one in loops(listed(rows))], dtype=torch.float64)
@@ -151,13 +162,15 @@ def test_sets_and_numbers_go_through_every_model(variant: dict[str, Any]) -> Non
 )
 def test_sizes_are_the_papers(architecture: str, product: str, fields: int, factors: int, hidden: tuple[int, ...]) -> None:
     """Floats of a row, and dense parameters, by the papers' own counting."""
-    config = ModelConfig(architecture=architecture, factors=factors, hidden=hidden, product=product)  # type: ignore[arg-type]
+    config = ModelConfig(architecture=architecture, factors=factors, hidden=hidden, product=product, statistics=False)  # type: ignore[arg-type]
     model = build(config, fields)
     dense = sum(weight.numel() for weight in model.parameters())
     assert (model.row_width, dense) == brute_models.parameters(architecture, config, fields)
     fresh = model.new_rows(torch.arange(50))
     assert (fresh[:, : model.first_order] == 0).all()
-    assert (fresh[:, model.first_order :] != 0).all()
+    learnt = model.row_width - model.counted
+    assert (fresh[:, model.first_order : learnt] != 0).all()
+    assert (fresh[:, learnt:] == 0).all()
 
 
 @pytest.mark.parametrize("architecture", MODELS)
@@ -234,12 +247,14 @@ def test_finite_differences_of_the_models(architecture: str) -> None:
     generator = torch.Generator()
     model.draw_from(generator)
 
+    counts = draw(4, 3, model.counted, seed=3).abs()
+
     def held(rows: Tensor, values: Tensor) -> Tensor:
         generator.manual_seed(1)
-        logits: Tensor = model(rows, values)
+        logits: Tensor = model(torch.cat([rows, counts], dim=2), values)
         return logits
 
-    rows, values = draw(4, 3, model.row_width, seed=1).requires_grad_(), draw(4, 3, seed=2).requires_grad_()
+    rows, values = draw(4, 3, model.row_width - model.counted, seed=1).requires_grad_(), draw(4, 3, seed=2).requires_grad_()
     assert torch.autograd.gradcheck(held, (rows, values))
 
 
@@ -266,3 +281,35 @@ def test_unknown_names_are_refused_naming_the_nearest() -> None:
         ModelConfig(product="iner")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="products of a PNN go into its first layer"):
         build(ModelConfig(architecture="pnn", hidden=()), 3)
+
+
+@pytest.mark.parametrize("architecture", ["deepfm", "ffm_stats"])
+def test_statistics_of_crosses_are_the_formula(architecture: str) -> None:
+    """Over four fields and two crosses: logits, and gradients by rows, against loops; a cross's weights get none."""
+    sides = ((0, 2), (3, 1))
+    config = ModelConfig(architecture=architecture, factors=2, hidden=(4, 3), bits=10, seed=3, statistics=True)
+    model = build(config, 4, crosses=2, logs=(1,), sides=sides).double().eval()
+    with torch.no_grad():
+        for seed, weight in enumerate(model.parameters()):
+            weight.add_(draw(*weight.shape, seed=seed) * 0.2)
+        assert model.statistics is not None
+        model.statistics.totals.copy_(torch.tensor([20, 6]))
+    learnt, values = draw(3, 6, model.row_width - 2, seed=1), draw(3, 6, seed=2)
+    counts = draw(3, 6, 2, seed=3).abs() * 9
+    rows = torch.cat([learnt, counts], dim=2).requires_grad_()
+    logits = model(rows, values)
+
+    def loops(by_row: Any) -> list[complex]:
+        weights = weights_of(model)
+        return [
+            brute_models.logit(x, v, weights, config, (1,), sides) for x, v in zip(by_row, listed(values), strict=True)
+        ]
+
+    expected = torch.tensor([one.real for one in loops(listed(rows))], dtype=torch.float64)
+    torch.testing.assert_close(logits.detach(), expected, **EXACT)
+    [grad] = torch.autograd.grad(logits.sum(), [rows])
+    direction = draw(*rows.shape, seed=4)
+    slope = sum(one.imag for one in loops(listed(rows, direction))) / STEP
+    assert float((grad * direction).sum()) == pytest.approx(slope, rel=1e-10, abs=1e-10)
+    assert (grad[:, 4:] == 0).all()
+    assert (grad[:, :, -2:] == 0).all()

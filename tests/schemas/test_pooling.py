@@ -68,3 +68,16 @@ def test_rows_that_do_not_fit_the_bags_are_refused():
     """The error names both sides."""
     with pytest.raises(ShapeError, match=r"got \(3, 2\) for 4 ids, 4 fields for 4"):
         pool(torch.zeros(3, 2), drawn(1, False, False), FIELDS)
+
+
+def test_counts_are_averaged_even_where_weights_are_summed():
+    """The last columns, if they are statistics: of a set always the mean of its rows."""
+    bags = drawn(6)
+    looked_up = torch.randn(len(bags.ids), 5, generator=torch.Generator().manual_seed(1))
+    pooled, _ = pool(looked_up, bags, FIELDS, counted=2)
+    plain, _ = pool(looked_up, bags, FIELDS)
+    torch.testing.assert_close(pooled[:, :, :3], plain[:, :, :3], rtol=0, atol=0)
+    at = 0
+    for place, length in enumerate(bags.all_lengths().tolist()):
+        torch.testing.assert_close(pooled[place // 4, place % 4, 3:], looked_up[at : at + length, 3:].mean(dim=0))
+        at += length
