@@ -2,49 +2,63 @@
 
 from __future__ import annotations
 
-import difflib
 import gzip
+import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, cast
 
-from ops.formats import criteo, jsonl
+from ops.formats import criteo, csv, jsonl, libffm, movielens, parquet
+from ops.formats.common import BadRow, Broken, EventRecord, Options, nearest
 from schemas.config import Settings
 from schemas.errors import ConfigError
 from schemas.events import Tick, tick_bytes
+from schemas.fields import FieldSchema
+
+Reader = Callable[[Path, Options], Iterator[EventRecord | BadRow]]
+
+FORMATS: dict[str, Reader] = {
+    "criteo": criteo.read, "jsonl": jsonl.read, "csv": csv.read, "tsv": csv.read_tsv, "parquet": parquet.read,
+    "libffm": libffm.read, "movielens": movielens.read,
+}
 
 
-@dataclass(frozen=True, slots=True)
-class EventRecord:
-    """One record for the topic `events`. row: the line of the file it comes from, from 1."""
-
-    key: bytes
-    value: bytes
-    time_us: int
-    row: int
-
-
-Reader = Callable[[BinaryIO, int, str], Iterator[tuple[int, bytes, bytes, int]]]
-
-FORMATS: dict[str, Reader] = {"criteo": criteo.read, "jsonl": jsonl.read}
-
-
-def read(path: Path, format: str, row_interval_us: int, action: str) -> Iterator[EventRecord]:
-    """Events of a file (.gz is unpacked), in its order.
+def read(
+    path: Path, format: str, row_interval_us: int, action: str, *, schema: FieldSchema | None = None,
+    label: str | None = None, time: str | None = None, group: str | None = None, broken: Broken | None = None,
+) -> Iterator[EventRecord]:
+    """Events of a file (.gz is unpacked), in its order, or by the column `time` if one is named.
 
     row_interval_us: for files without a clock, the event time between two rows. action: what a label of 1 is called.
-    Raises ConfigError for an unknown format or a missing file, BadRow for a line that does not fit.
+    broken: takes the rows that do not fit; None = the first one is raised.
+    Raises ConfigError for an unknown format, a missing file or a missing column, and BadRow.
     """
     if format not in FORMATS:
-        near = difflib.get_close_matches(format, FORMATS, n=1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
-        raise ConfigError(f"format {format}: one of {', '.join(FORMATS)}{hint}")
+        raise ConfigError(f"format {format}: one of {', '.join(FORMATS)}{nearest_only(format)}")
     if not path.is_file():
         raise ConfigError(f"{path}: no such file")
-    with cast(BinaryIO, gzip.open(path, "rb")) if path.suffix == ".gz" else path.open("rb") as file:
-        for row, key, value, time_us in FORMATS[format](file, row_interval_us, action):
-            yield EventRecord(key, value, time_us, row)
+    broken = broken or Broken(strict=True)
+    options = Options(
+        row_interval_us=row_interval_us, action=action, fields=schema, label=label, time=time, group=group
+    )
+    try:
+        for found in FORMATS[format](path, options):
+            if isinstance(found, BadRow):
+                broken.add(found)
+            else:
+                yield found
+    except (EOFError, gzip.BadGzipFile, zlib.error) as wrong:
+        raise ConfigError(f"{path}: cannot be unpacked: {wrong}") from wrong
+
+
+def has_clock(format: str, time: str | None) -> bool:
+    """Whether the events' times are the file's own, and not made up from the order of its rows."""
+    return format in ("jsonl", "movielens") or time is not None
+
+
+def nearest_only(format: str) -> str:
+    """A hint, where a format of nearly that name exists."""
+    hint = nearest(format, FORMATS)
+    return hint if "did you mean" in hint else ""
 
 
 def row_interval_us(settings: Settings, row_interval_s: float | None) -> int:
@@ -77,3 +91,9 @@ def first_rows(records: Iterator[EventRecord], rows: int) -> Iterator[EventRecor
         if rows and seen > rows:
             return
         yield record
+
+
+__all__ = [
+    "FORMATS", "BadRow", "Broken", "EventRecord", "closing_tick", "first_rows", "has_clock", "opening_tick", "read",
+    "row_interval_us",
+]

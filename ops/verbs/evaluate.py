@@ -4,41 +4,117 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
 
+from ops.formats.common import Broken
 from schemas.config import Settings
 
 
 def evaluate(
     settings: Settings,
     file: Annotated[Path, typer.Argument(help="What to learn; .gz is unpacked.")],
-    format: Annotated[str, typer.Option(help="criteo (TSV) or jsonl (our events, one a line).")] = "jsonl",
+    format: Annotated[str, typer.Option(
+        help="criteo (TSV without a header), jsonl (our events, one a line), csv, tsv, parquet, libffm, movielens."
+    )] = "jsonl",
+    label: Annotated[str | None, typer.Option(metavar="COLUMN", help="0 or 1. Default: the column named label.")] = None,
+    time: Annotated[str | None, typer.Option(
+        metavar="COLUMN", help="Event time: ISO 8601 or unix seconds. Rows are sorted by it. Default: the order of rows."
+    )] = None,
+    group: Annotated[str | None, typer.Option(
+        metavar="COLUMN", help="AUC within the groups of this column too, e.g. per user."
+    )] = None,
+    model: Annotated[str, typer.Option(
+        metavar="NAMES", help="all, or a list like deepfm,ffm: one table. Default: model.architecture."
+    )] = "",
+    protocol: Annotated[Literal["stream", "days"], typer.Option(
+        help="stream: every row is scored, then learnt. days: learn some days, judge the next without learning it."
+    )] = "stream",
+    train_days: Annotated[int, typer.Option(min=1, help="Of --protocol days: 24 hours each, from the first event on.")] = 7,
     from_row: Annotated[int, typer.Option(min=0, help="Figures from this row on only (all rows are learnt).")] = 0,
     rows: Annotated[int, typer.Option(min=0, help="Stop after so many rows of the file; 0 = all.")] = 0,
     row_interval_s: Annotated[
         float | None, typer.Option(help="As in `freshet replay`.")
     ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Stop at the first row that does not fit.")] = False,
+    resamples: Annotated[int, typer.Option(min=0, help="Of the rows, for the 95 % intervals; 0 = no intervals.")] = 300,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE.png", help="The learning curve as a picture.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One object on stdout.")] = False,
 ) -> None:
     """Learn a file in one pass, each row scored before it is learnt: the figures of a replay, without Kafka."""
-    from ops import formats
+    from ops import curve, formats
     from ops.console import progress
     from ops.evaluate import evaluate as learn
-    from ops.tables import window_table
+    from ops.evaluate import with_architecture
+    from ops.report import compare, report
+    from ops.tables import figure_table, model_table, window_table
+    from schemas import fields
+    from schemas.config import the_one
+    from schemas.errors import ConfigError
+    from schemas.models import MODELS
+    from stream_trainer.learner import Diverged
 
-    records = formats.read(file, format, formats.row_interval_us(settings, row_interval_s), settings.join.action)
-    with progress("evaluate", None, "examples") as bar:
-        found = learn(settings, formats.first_rows(records, rows), from_row, bar.advance)
-    if as_json:
-        print(json.dumps({
-            **found.figures.as_dict(), "windows": [window.as_dict() for window in found.windows],
-            "tallies": found.tallies, "weights_digest": found.weights_digest, "seconds": found.seconds,
-            "examples_per_s": found.tallies["examples"] / found.seconds,
-        }))
+    # 1. What is asked for, before any work.
+    wanted = list(MODELS) if model == "all" else [name.strip() for name in model.split(",") if name.strip()]
+    for name in wanted:
+        the_one("--model", name, MODELS)
+    names = list(dict.fromkeys(wanted)) or [settings.model.architecture]
+    if plot is not None:
+        curve.check(plot)
+    if protocol == "days" and not formats.has_clock(format, time):
+        raise ConfigError(f"--protocol days needs the rows' own time: format {format} has none here; name one with --time")
+    schema = fields.load(settings.model.schema)
+    interval_us = formats.row_interval_us(settings, row_interval_s)
+
+    # 2. Each model over the same events.
+    reports: list[dict[str, Any]] = []
+    curves, drawn = {}, {}
+    for name in names:
+        broken = formats.Broken(strict=strict)
+        records = formats.read(
+            file, format, interval_us, settings.join.action,
+            schema=schema, label=label, time=time, group=group, broken=broken,
+        )
+        with progress("evaluate" if len(names) == 1 else f"evaluate {name}", None, "examples") as bar:
+            try:
+                found = learn(
+                    with_architecture(settings, name), formats.first_rows(records, rows), from_row, bar.advance,
+                    days=train_days if protocol == "days" else 0, broken=broken,
+                )
+            except Diverged as diverged:
+                if len(names) == 1:
+                    raise
+                reports.append({"model": name, "error": f"diverged: {diverged}"})
+                continue
+            finally:
+                tell_broken(broken)
+        made, drawn[name] = report(name, found, group, resamples, broken)
+        reports.append(made)
+        curves[name] = curve.points(found.probabilities, found.labels)
+
+    # 3. What it led to.
+    if plot is not None:
+        curve.draw(plot, curves)
+    if len(names) > 1:
+        ranked = compare(reports, drawn)
+        print(json.dumps({"models": ranked}) if as_json else model_table(ranked))
         return
-    print(window_table([window.as_dict() for window in found.windows], found.figures.as_dict()))
-    print(f"{found.tallies['examples']:,} examples in {found.seconds:.1f} s, weights {found.weights_digest}")
-    for letter in found.dead_letters[:5]:
-        typer.echo(f"freshet: event {letter.offset} could not be used: {letter.text}", err=True)
+    one = reports[0]
+    if as_json:
+        print(json.dumps(one))
+        return
+    print(window_table([] if protocol == "days" else one["windows"], one))
+    print(figure_table(one))
+    after = f", then {one['rows']:,} judged without learning them," if protocol == "days" else ""
+    print(f"{one['rows_learnt']:,} examples learnt{after} in {one['seconds']:.1f} s, weights {one['weights_digest']}")
+
+
+def tell_broken(broken: Broken) -> None:
+    """How many rows did not fit, and the first of them by line."""
+    if not broken.rows:
+        return
+    for bad in broken.first:
+        typer.echo(f"freshet: {bad}", err=True)
+    rows = "1 broken row" if broken.rows == 1 else f"{broken.rows:,} broken rows"
+    typer.echo(f"freshet: {rows} skipped (--strict stops at the first)", err=True)

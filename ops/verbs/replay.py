@@ -15,7 +15,12 @@ from schemas.config import Settings
 def replay(
     settings: Settings,
     file: Annotated[Path, typer.Argument(help="What to publish; .gz is unpacked.")],
-    format: Annotated[str, typer.Option(help="criteo (TSV) or jsonl (our events, one a line).")] = "jsonl",
+    format: Annotated[str, typer.Option(
+        help="criteo (TSV without a header), jsonl (our events, one a line), csv, tsv, parquet, libffm, movielens."
+    )] = "jsonl",
+    label: Annotated[str | None, typer.Option(metavar="COLUMN", help="As in `freshet evaluate`.")] = None,
+    time: Annotated[str | None, typer.Option(metavar="COLUMN", help="As in `freshet evaluate`.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Stop at the first row that does not fit.")] = False,
     rate: Annotated[float, typer.Option(min=0, help="Rows a second; 0 = as fast as possible.")] = 0.0,
     rows: Annotated[int, typer.Option(min=0, help="Stop after so many rows; 0 = all.")] = 0,
     row_interval_s: Annotated[
@@ -31,14 +36,20 @@ def replay(
     from ops.console import progress
     from ops.replay import replay as publish
     from ops.topics import wait_for_start
+    from ops.verbs.evaluate import tell_broken
     from ops.watch import replays_ended, wait_until_learnt
-
+    from schemas import fields
 
     wait_for_start(settings, ["events"])
     before = replays_ended(settings)
-    records = formats.read(file, format, formats.row_interval_us(settings, row_interval_s), settings.join.action)
+    broken = formats.Broken(strict=strict)
+    records = formats.read(
+        file, format, formats.row_interval_us(settings, row_interval_s), settings.join.action,
+        schema=fields.load(settings.model.schema), label=label, time=time, broken=broken,
+    )
     with progress("replay", rows or None, "rows") as bar:
         done = publish(settings, formats.first_rows(records, rows), rate, bar.advance)
+    tell_broken(broken)
     report = dataclasses.asdict(done)
     if wait:
         report |= wait_until_learnt(settings, before + done.partitions, wait)
