@@ -17,8 +17,8 @@ _LEVELS = {"kafka": logging.CRITICAL, "aiokafka": logging.CRITICAL, "faust": log
 
 def configure(stream: TextIO | None = None, level: int = logging.INFO) -> None:
     """Send structlog's events and libraries' warnings to stderr: in colour on a terminal, as plain lines elsewhere."""
-    stream = stream or sys.stderr
-    renderer: Any = structlog.dev.ConsoleRenderer(pad_event_to=30) if stream.isatty() else event_line
+    shown = stream or sys.stderr
+    renderer: Any = structlog.dev.ConsoleRenderer(pad_event_to=30) if shown.isatty() else event_line
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
@@ -28,10 +28,12 @@ def configure(stream: TextIO | None = None, level: int = logging.INFO) -> None:
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(stream),
-        cache_logger_on_first_use=True,
+        # Looked up anew for each event: whoever puts another stderr in its place may close it before we end. There are a
+        # few events a second at most.
+        logger_factory=lambda *_: structlog.PrintLogger(stream or sys.stderr),
+        cache_logger_on_first_use=False,
     )
-    handler = logging.StreamHandler(stream)
+    handler = logging.StreamHandler(shown)
     handler.setFormatter(_LibraryLine())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     for name, least in _LEVELS.items():
