@@ -27,7 +27,8 @@ from schemas.errors import ConfigError, FreshetError, SchemaError
 
 @dataclass(frozen=True, slots=True)
 class Verb:
-    """One line of the table. function: `module:name`, imported when the verb is used."""
+    """One line of the table. function: `module:name`, imported when the verb is used. A name of two words is a verb of a
+    group: `freshet bench join`."""
 
     name: str
     function: str
@@ -50,11 +51,18 @@ VERBS = [
     Verb("score", "ops.verbs.score:score", "Ask the scorer for one slate."),
     Verb("snapshot", "ops.verbs.snapshot:snapshot", "Look into the store of versions and checkpoints."),
     Verb("metrics", "ops.verbs.metrics:metrics", "What the trainer logged about its model."),
+    Verb("rejoin", "ops.verbs.rejoin:rejoin", "Learn what was shown while labels had stopped."),
     Verb("dead-letters", "ops.verbs.dead_letters:dead_letters", "Events that could not be used, and why."),
-    Verb("bench", "ops.verbs.bench:bench", "Measure."),
+    Verb("bench models", "ops.verbs.bench.models:models", "Every model beside the libraries that have it."),
+    Verb("bench labels", "ops.verbs.bench.labels:labels", "Modes of the label beside an oracle with all labels."),
+    Verb("bench join", "ops.verbs.bench.join:join", "The joiner's speed beside a Faust that does nothing."),
+    Verb("bench learn", "ops.verbs.bench.learn:learn", "The learner's speed beside others and the machine's limit."),
+    Verb("bench score", "ops.verbs.bench.score:score", "The scorer's speed beside other servers."),
+    Verb("bench drift", "ops.verbs.bench.drift:drift", "Planted drifts: what was noticed, and how soon."),
     Verb("dashboard", "ops.verbs.dashboard:dashboard", "Watch it live."),
     Verb("doctor", "ops.verbs.doctor:doctor", "Each setting and its origin; what does not fit together."),
 ]
+GROUPS = {"bench": "Measure: each prints what it compares with, from the same run."}
 
 _CONFIG = Annotated[
     Path | None, typer.Option("--config", metavar="FILE", help="Settings file (default: freshet.toml, if it is there).")
@@ -77,21 +85,32 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def command_line(argv: Sequence[str]) -> typer.Typer:
     """The command line as typer has it. Only the verb that argv names is imported; the others show their summary."""
+    app = _app("Streaming online learning for click-through rates: Kafka in, fresh scores out.")
+    app.info.epilog = "Exit codes: 0, 1 (what was asked did not hold), 2 (wrong use). `freshet VERB --help` tells more."
+    groups: dict[str, typer.Typer] = {}
+    words = [word for word in argv if not word.startswith("-")]
+    for verb in filter(is_built, VERBS):
+        group, _, name = verb.name.rpartition(" ")
+        if group and group not in groups:
+            groups[group] = _app(GROUPS[group])
+            app.add_typer(groups[group], name=group)
+        into = groups[group] if group else app
+        if verb.name.split(" ") == words[: len(verb.name.split(" "))]:
+            into.command(name)(_command(_load(verb)))
+        else:
+            into.command(name, help=verb.summary, hidden=verb.hidden)(_not_chosen)
+    return app
+
+
+def _app(told: str) -> typer.Typer:
     app = typer.Typer(
-        help="Streaming online learning for click-through rates: Kafka in, fresh scores out.",
-        epilog="Exit codes: 0, 1 (what was asked did not hold), 2 (wrong use). `freshet VERB --help` tells more.",
+        help=told,
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_several_verbs)
-    chosen = next((word for word in argv if not word.startswith("-")), None)
-    for verb in VERBS:
-        if verb.name == chosen and is_built(verb):
-            app.command(verb.name)(_command(_load(verb)))
-        elif is_built(verb):
-            app.command(verb.name, help=verb.summary, hidden=verb.hidden)(_not_chosen)
     return app
 
 
@@ -105,7 +124,10 @@ def _not_chosen() -> None:
 
 def is_built(verb: Verb) -> bool:
     """Whether the verb's module is there."""
-    return importlib.util.find_spec(verb.function.partition(":")[0]) is not None
+    try:
+        return importlib.util.find_spec(verb.function.partition(":")[0]) is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def _load(verb: Verb) -> Callable[..., Any]:

@@ -21,8 +21,8 @@ from ops.cluster import admin
 from ops.ports import holder, is_taken
 from ops.settings import Loaded, broker_is_ours
 from ops.topics import PARTITIONS, Mismatch, describe, mismatches, topics_of
-from schemas.config import Settings, keys
-from schemas.errors import BrokerError, FreshetError
+from schemas.config import SECRETS, Settings, keys, value_of
+from schemas.errors import BrokerError, ConfigError, FreshetError
 
 BROKER_TIMEOUT_S = 3.0
 
@@ -71,11 +71,11 @@ def listing(loaded: Loaded) -> dict[str, dict[str, Any]]:
     """Dotted key → value and origin, as --json prints them."""
     listed = {}
     for key in keys():
-        value: Any = loaded.settings
-        for part in key.split("."):
-            value = getattr(value, part)
+        value = value_of(loaded.settings, key)
         value = list(value) if isinstance(value, tuple) else value
         plain = value if isinstance(value, str | int | float | bool | list) else str(value)
+        if key in SECRETS and plain:
+            plain = "(hidden)"
         listed[key] = {"value": plain, "from": loaded.origins[key]}
     return listed
 
@@ -149,7 +149,10 @@ def _kafka(settings: Settings, ours: bool) -> Iterator[Finding]:
     bootstrap = settings.kafka.bootstrap
     with ExitStack() as open_until_done:
         try:
-            client = open_until_done.enter_context(admin(bootstrap, BROKER_TIMEOUT_S))
+            client = open_until_done.enter_context(admin(settings.kafka, BROKER_TIMEOUT_S))
+        except ConfigError as wrong:
+            yield Finding("kafka", f"{bootstrap}, kafka.security={settings.kafka.security}", str(wrong))
+            return
         except BrokerError as wrong:
             ask = "is it running, and is kafka.bootstrap right?"
             yield Finding("kafka", str(wrong), "start it: `make run`, or `freshet broker`" if ours else ask)
@@ -164,7 +167,8 @@ def _topics(settings: Settings, client: Any) -> Iterator[Finding]:
     there = describe(client, [topic.name for topic in wanted.values()])
     for short, topic in wanted.items():
         if topic.name not in there:
-            yield Finding(f"topic {topic.name}", "is not there", "`freshet topics` creates it")
+            remedy = "`freshet topics` creates it" if settings.kafka.create_topics else "`freshet topics` says what to ask for"
+            yield Finding(f"topic {topic.name}", "is not there", remedy)
             continue
         wrong = [found for found in mismatches(client, topic) if found.what != "max.message.bytes"]
         found = f"{there[topic.name][0]} partition(s)"
@@ -181,8 +185,10 @@ def _remedy(wrong: Mismatch) -> str:
 
 
 def _retention(settings: Settings, topic: str, config: dict[str, str]) -> Finding:
-    """A joiner that starts again reads from its oldest open impression: the log must still have it."""
+    """A joiner that starts again reads from its oldest open impression, the second pass of mode corrected from that much
+    earlier: the log must still have it."""
     needed_s = 2 * (settings.join.window_s + settings.join.lateness_s)
+    needed_s += settings.join.correct_after_s if settings.join.mode == "corrected" else 0
     kept_s = float(config["retention.ms"]) / 1000
     found = f"{'for ever' if kept_s < 0 else f'{kept_s:,.0f} s'}, at least {needed_s:,.0f} s needed"
     if 0 <= kept_s < needed_s:

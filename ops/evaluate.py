@@ -7,6 +7,7 @@ leads to the same weights and figures, because it is the same code over the same
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
@@ -21,11 +22,13 @@ from schemas.config import Settings
 from schemas.errors import ConfigError, FreshetError
 from schemas.events import Impression
 from schemas.fields import FieldSchema
-from stream_trainer.intake import Batch, Intake
+from stream_trainer.corrections import SecondPass
+from stream_trainer.intake import Intake
 from stream_trainer.join import BEGINNING, DeadLetter, JoinCore
 from stream_trainer.learner import Learner
 from stream_trainer.progressive import Progressive, Window, figures
 from stream_trainer.training import Training
+from stream_trainer.verdicts import Judged, Verdicts, joined
 
 FEED_EVERY = 256  # events between two looks for a batch: the join's records are cut by count, so it changes nothing
 DAY_US = 86_400_000_000
@@ -79,13 +82,16 @@ class _Events:
 
         self.intake = Intake(schema, settings.learn.batch_rows)
         self.join = JoinCore(0, settings.join, BEGINNING, encode, schema.numbers, schema.digests)
+        self._second = SecondPass(
+            0, settings.join, BEGINNING, encode, schema.numbers, schema.digests
+        ) if settings.join.mode == "corrected" else None
+        self._behind: deque[tuple[int, int, bytes]] = deque()   # what the second pass has read ahead and not joined
         self._settings = settings
         self._names = names
         self._broken = broken
         self._last_us = 0
         self._written = 0
         self._group_of_event: list[int] = []                # by the event's offset
-        self._groups: list[NDArray[np.int64]] = []          # of the rows, in the order in which they are cut into batches
 
     def feed(self, record: EventRecord) -> None:
         """The next event of the file."""
@@ -105,31 +111,33 @@ class _Events:
 
     def offer(self, flush: bool = False) -> None:
         """Let the intake have what the join has made final."""
-        for record in self.join.records(0, flush):
-            self._groups.append(np.array([self._group_of_event[offset] for offset in record.impression.tolist()], np.int64))
+        for record in [*self.join.records(0, flush), *(self._second.records(0, flush) if self._second else ())]:
             self.intake.offer(0, self._written, record)
             self._written += 1
 
-    @property
-    def groups(self) -> NDArray[np.int64]:
-        """(rows,): of all rows offered."""
-        return np.concatenate(self._groups) if self._groups else np.empty(0, np.int64)
+    def groups(self, impressions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Of rows, by the offsets of their impressions."""
+        return np.array(self._group_of_event, np.int64)[impressions]
 
     def _feed(self, time_us: int, value: bytes, group: int) -> None:
-        self.join.feed(self.join.next_offset, time_us, value)
+        offset = self.join.next_offset
+        self.join.feed(offset, time_us, value)
         self._group_of_event.append(group)
+        if self._second is not None:
+            self._second.ahead(offset, time_us, value)
+            self._behind.append((offset, time_us, value))
+            while self._behind and self._second.may_follow(*self._behind[0]):
+                self._second.behind(*self._behind.popleft())
 
 
 @dataclass(slots=True)
 class _Scored:
-    """What was said of which label, batch by batch."""
+    """What was said of which final label."""
 
-    said: list[Floats] = field(default_factory=list)
-    labels: list[Floats] = field(default_factory=list)
+    parts: list[Judged] = field(default_factory=list)
 
-    def add(self, said: Floats, batch: Batch) -> None:
-        self.said.append(said)
-        self.labels.append(batch.labels)
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
 
 
 def evaluate(
@@ -157,9 +165,9 @@ def evaluate(
     def learn(flush: bool = False) -> None:
         events.offer(flush)
         while (step := training.step()) is not None:
-            scored.add(step.probabilities, step.batch)
+            scored.parts.append(step.judged)
             windows.extend(step.windows)
-            progress(len(step.batch))
+            progress(len(step.probabilities))
 
     # 1. Learn. The events of the day to be judged wait: the last windows of the days before close first.
     waiting: list[EventRecord] = []
@@ -183,29 +191,30 @@ def evaluate(
         if not rows_learnt:
             raise NothingLearnt("there is no example in the days to learn")
         scored = _Scored()
-        judged = _Events(settings, schema, names, broken)
+        judged = _Events(_finally(settings), schema, names, broken)
         for record in waiting:
             judged.feed(record)
         judged.close()
         judged.offer(flush=True)
         while (batch := judged.intake.take(force=True)) is not None:
-            scored.add(training.learner.score(batch.bags), batch)
+            scored.parts.append(Verdicts().judge(batch, training.learner.score(batch.bags), [], []))
             progress(len(batch))
         dead_letters += judged.join.dead_letters
 
-    rows = sum(map(len, scored.said))
+    rows = len(scored)
     if rows <= from_row:
         where = f"hour {24 * days} to {24 * days + 24} after the first event" if days else f"row {from_row:,} on"
         raise NothingLearnt(f"the file led to {rows:,} examples; figures were asked for from {where}")
-    probabilities, label = np.concatenate(scored.said), np.concatenate(scored.labels)
+    found = joined(scored.parts)
     return Evaluation(
-        figures=figures(from_row, probabilities[from_row:], label[from_row:]), windows=windows,
-        probabilities=probabilities, labels=label, groups=judged.groups if names.numbers else None, first=from_row,
+        figures=figures(from_row, found.probabilities[from_row:], found.labels[from_row:], found.weights[from_row:]),
+        windows=windows, probabilities=found.probabilities, labels=found.labels,
+        groups=judged.groups(found.impression) if names.numbers else None, first=from_row,
         rows_learnt=rows_learnt, tallies=dict(training.intake.tallies), dead_letters=dead_letters,
         weights_digest=training.learner.digest(), seconds=time.monotonic() - began,
     )
 
 
-def with_architecture(settings: Settings, name: str) -> Settings:
-    """The same, but for the model."""
-    return replace(settings, model=replace(settings.model, architecture=name))
+def _finally(settings: Settings) -> Settings:
+    """The same, with every example once, by its final label."""
+    return replace(settings, join=replace(settings.join, mode="wait", negative_rate=1.0))

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from kafka import KafkaProducer
 from kafka.errors import KafkaError
 
+from ops.cluster import producer, refused
 from ops.formats import EventRecord, closing_tick, opening_tick
 from schemas.config import Settings
 from schemas.errors import BrokerError
@@ -25,17 +25,6 @@ class Replayed:
     seconds: float
 
 
-def producer(settings: Settings) -> KafkaProducer:
-    """Keeps the order within a partition through retries, and loses nothing that it did not report."""
-    try:
-        return KafkaProducer(
-            bootstrap_servers=settings.kafka.bootstrap.split(","), acks="all", linger_ms=5, batch_size=1 << 18,
-            compression_type="lz4", enable_idempotence=True, max_request_size=8 << 20, client_id="freshet-replay",
-        )
-    except KafkaError as failed:
-        raise BrokerError(f"no broker at {settings.kafka.bootstrap}: {failed}") from failed
-
-
 def replay(
     settings: Settings, records: Iterable[EventRecord], rate: float = 0.0, progress: Callable[[int], None] = lambda _: None
 ) -> Replayed:
@@ -46,7 +35,7 @@ def replay(
     """
     began = time.monotonic()
     topic = settings.kafka.topic("events")
-    sender = producer(settings)
+    sender = producer(settings.kafka, "replay")
     failed: list[BaseException] = []
     rows = events = last_us = last_row = 0
     try:
@@ -76,7 +65,7 @@ def replay(
                 send(partition, None, closing_tick(settings, last_us))
         sender.flush(timeout=120)
     except KafkaError as wrong:
-        raise BrokerError(f"replay stopped after {events} events: {wrong}") from wrong
+        raise refused(settings.kafka, f"replay stopped after {events} events", wrong) from wrong
     finally:
         sender.close(timeout=10)
     if failed:

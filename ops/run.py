@@ -175,7 +175,7 @@ def _tell_steps(settings: Settings, ours: bool, crew: Crew) -> None:
         crew.say(f"{time.monotonic() - began:5.1f} s  {what}")
 
     # 1. The broker and the topics: the others wait for these by themselves.
-    wait_for_broker(settings.kafka.bootstrap, START_TIMEOUT_S, gone=lambda: crew.ending)
+    wait_for_broker(settings.kafka, START_TIMEOUT_S, gone=lambda: crew.ending)
     tell(f"Kafka answers on {settings.kafka.bootstrap}")
     report = ensure_topics(settings)
     tell(f"topics are there ({len(report.created)} made, {len(report.existing)} found)")

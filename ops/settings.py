@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ops.ports import is_loopback, split_address
-from schemas.config import Settings, Source, build, from_environment, from_mapping, variable_name
+from schemas.config import SECRETS, Settings, Source, build, from_environment, from_mapping, value_of, variable_name
 from schemas.errors import ConfigError
 
 DEFAULT_FILE = "freshet.toml"
@@ -25,6 +25,11 @@ class Loaded:
     origins: Mapping[str, str]
     overrides: Mapping[str, str]
     file: Path | None
+
+    def with_architecture(self, name: str) -> Settings:
+        """The same for another model: what was given stays, what was not is that model's default."""
+        given = {key: value_of(self.settings, key) for key, origin in self.origins.items() if not origin.startswith("default")}
+        return build(Source("given", given | {"model.architecture": name}))[0]
 
     def child_environment(self, environ: Mapping[str, str]) -> dict[str, str]:
         """Variables that give a child process these same settings."""
@@ -53,6 +58,8 @@ def load(config: Path | None, flags: Sequence[str], environ: Mapping[str, str], 
     if len(brokers) > 1:
         raise ConfigError("FRESHET_KAFKA and FRESHET_KAFKA_BOOTSTRAP both set kafka.bootstrap, and differ: drop one")
     overrides = dict(_split_flag(flag) for flag in flags)
+    for key in SECRETS & overrides.keys():
+        raise ConfigError(f"--set {key}=…: everybody on this machine could read it; use {variable_name(key)} or {key}_file")
     used = {name: text for name, text in environ.items() if not (name == "FRESHET_KAFKA" and not text)}
     settings, origins = build(
         _from_file(file) if file.is_file() else Source(str(file), {}),
@@ -67,8 +74,11 @@ def load(config: Path | None, flags: Sequence[str], environ: Mapping[str, str], 
 def broker_is_ours(loaded: Loaded, environ: Mapping[str, str]) -> bool:
     """Whether `freshet run` starts a broker: the address is a port of this machine, and FRESHET_KAFKA did not give it.
 
-    FRESHET_KAFKA says "mine, it runs already"; kafka.bootstrap=127.0.0.1:PORT from elsewhere chooses our own's port.
+    FRESHET_KAFKA says "mine, it runs already"; kafka.bootstrap=127.0.0.1:PORT from elsewhere chooses our own's port. Our own
+    speaks PLAINTEXT, so a kafka.security says the same.
     """
+    if loaded.settings.kafka.security != "PLAINTEXT":
+        return False
     if environ.get("FRESHET_KAFKA") and "kafka.bootstrap" not in loaded.overrides:
         return False
     address = loaded.settings.kafka.bootstrap

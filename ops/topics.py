@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import orjson
 from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.errors import (
+    AuthorizationError,
     CoordinatorLoadInProgressError,
     CoordinatorNotAvailableError,
     KafkaError,
     NotCoordinatorError,
     TopicAlreadyExistsError,
+    TopicAuthorizationFailedError,
 )
 
 from ops.broker.properties import MAX_RECORD_BYTES
-from ops.cluster import admin, wait_for_broker
+from ops.cluster import admin, refused, wait_for_broker
 from schemas.config import Settings
 from schemas.errors import BrokerError
 
@@ -76,19 +81,26 @@ def topics_of(settings: Settings) -> dict[str, Topic]:
 
 
 def ensure_topics(settings: Settings, timeout_s: float = 30.0) -> TopicsReport:
-    """Create the topics that are missing. Existing ones stay as they are, differences are told. Raises BrokerError."""
+    """Create the topics that are missing. Existing ones stay as they are, differences are told.
+
+    Raises BrokerError, which lists those that somebody else must make if kafka.create_topics is off or we may not.
+    """
     wanted = list(topics_of(settings).values())
-    with admin(settings.kafka.bootstrap) as client:
+    with admin(settings.kafka) as client:
         try:
             before = set(client.list_topics())
             missing = [topic for topic in wanted if topic.name not in before]
+            if missing and not settings.kafka.create_topics:
+                raise BrokerError(_to_be_made(settings, missing))
             if missing:
                 _wake_coordinator(client, timeout_s)
             for topic in missing:
                 _create(client, topic, settings.kafka.replication)
             client.wait_for_topics([topic.name for topic in missing], timeout_ms=int(timeout_s * 1000))
+        except AuthorizationError as failed:
+            raise BrokerError(f"{_to_be_made(settings, missing)}; creating them is refused ({failed.message})") from failed
         except KafkaError as failed:
-            raise BrokerError(f"topics could not be created at {settings.kafka.bootstrap}: {failed}") from failed
+            raise refused(settings.kafka, "topics could not be created", failed) from failed
         existing = [topic for topic in wanted if topic.name in before]
         return TopicsReport(
             created=[topic.name for topic in missing],
@@ -103,8 +115,8 @@ def wait_for_topics(
     """Wait until the broker answers and topics (short names) exist with a leader. Raises BrokerError."""
     deadline = time.monotonic() + timeout_s
     wanted = [settings.kafka.topic(name) for name in names]
-    wait_for_broker(settings.kafka.bootstrap, timeout_s, gone)
-    with admin(settings.kafka.bootstrap, timeout_s) as client:
+    wait_for_broker(settings.kafka, timeout_s, gone)
+    with admin(settings.kafka, timeout_s) as client:
         while missing := sorted(set(wanted) - _ready(client, wanted)):
             if gone() or time.monotonic() > deadline:
                 raise BrokerError(
@@ -117,6 +129,55 @@ def wait_for_topics(
 def wait_for_start(settings: Settings, names: Iterable[str]) -> None:
     """What a process does before it begins: wait for its topics, as long as a broker's first start may take."""
     wait_for_topics(settings, names, START_TIMEOUT_S)
+
+
+class TopicReplaced(BrokerError):
+    """A topic was deleted and made again. Somebody has to decide."""
+
+
+def hold_to_topics(
+    settings: Settings, process: str, names: Iterable[str], end: Callable[[BaseException], None], every_s: float = 5.0
+) -> None:
+    """See to it that topics (short names) are and stay those that this process of this model read before, by the ids that
+    Kafka gives each: now, which raises TopicReplaced, and from a thread every few seconds, which calls `end` with it.
+
+    A topic that was deleted and made again begins at offset 0, and Kafka forgets the group's offsets with it: what comes
+    then has the names of what was learnt long ago, and would be taken for it.
+    """
+    file = settings.var / "models" / settings.model.name / f"{process}.topics.json"
+    wanted = [settings.kafka.topic(name) for name in names]
+    with admin(settings.kafka) as client:
+        _compare(client, wanted, file)
+
+    def watch() -> None:
+        while True:
+            with suppress(KafkaError, BrokerError), admin(settings.kafka) as client:
+                while True:
+                    time.sleep(every_s)
+                    try:
+                        _compare(client, wanted, file)
+                    except TopicReplaced as replaced:
+                        end(replaced)
+            time.sleep(every_s)
+
+    threading.Thread(target=watch, name="topics", daemon=True).start()
+
+
+def _compare(client: Any, wanted: Iterable[str], file: Path) -> None:
+    before: dict[str, str] = orjson.loads(file.read_bytes()) if file.exists() else {}
+    now = {t["name"]: str(t["topic_id"]) for t in client.describe_topics(list(wanted)) if t["error_code"] == 0}
+    for name, topic_id in now.items():
+        if before.get(name, topic_id) != topic_id:
+            raise TopicReplaced(
+                f"topic {name} was deleted and made again: its offsets begin anew, and what they name would be taken for what "
+                f"was read before. Nothing is skipped silently: start a new model (model.name), or restore the topic. To go on "
+                f"all the same, remove {file}"
+            )
+    if now.keys() - before.keys():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        written = file.with_suffix(".new")
+        written.write_bytes(orjson.dumps(before | now))
+        written.replace(file)
 
 
 def describe(client: Any, names: Iterable[str]) -> dict[str, tuple[int, dict[str, str]]]:
@@ -160,10 +221,21 @@ def _wake_coordinator(client: Any, timeout_s: float) -> None:
             return  # another cause, such as missing rights: whoever joins a group will be told
 
 
+def _to_be_made(settings: Settings, missing: Iterable[Topic]) -> str:
+    made = "; ".join(
+        f"{topic.name} ({topic.partitions} partition(s){''.join(f', {key}={value}' for key, value in topic.config.items())})"
+        for topic in missing
+    )
+    return f"topics are missing at {settings.kafka.bootstrap}, to be made by whoever may: {made}"
+
+
 def _ready(client: Any, names: list[str]) -> set[str]:
+    found = client.describe_topics(names)
+    if hidden := sorted(t["name"] for t in found if t["error_code"] == TopicAuthorizationFailedError.errno):
+        raise BrokerError(f"we may not see topic {', '.join(hidden)}; docs/kafka.md lists the rights needed")
     return {
         t["name"]
-        for t in client.describe_topics(names)
+        for t in found
         if t["error_code"] == 0 and t["partitions"] and all(p["leader_id"] >= 0 for p in t["partitions"])
     }
 

@@ -34,6 +34,18 @@ def replays_ended(settings: Settings) -> int:
     return int(row["tallies"].get("flush", 0)) if row else 0
 
 
+def wait_for_order(settings: Settings, offset: int, timeout_s: float) -> dict[str, Any] | None:
+    """What the trainer said of the order at that offset of model-control; None if it said nothing in time."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        row = last(settings, "trainer", "trainer.order")
+        if row and row["offset"] == offset:
+            return row
+        if time.monotonic() > deadline:
+            return None
+        time.sleep(0.1)
+
+
 def wait_until_learnt(settings: Settings, ended: int, timeout_s: float) -> dict[str, Any]:
     """Wait until the trainer has learnt `ended` partitions' replays to their end; what it said then. Raises NotLearnt."""
     deadline = time.monotonic() + timeout_s

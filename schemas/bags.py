@@ -49,7 +49,7 @@ class Bags:
         if self.lengths is None:
             ids = self.ids.reshape(-1, f)[rows].reshape(-1)
             values = None if self.values is None else self.values.reshape(-1, f)[rows].reshape(-1)
-            return Bags(f, ids, values)
+            return made(f, ids, values, None)
         lengths = self.lengths.reshape(-1, f)                                   # (B, F)
         per_row = lengths.sum(axis=1, dtype=np.int64)                           # (B,)
         start = np.concatenate(([0], np.cumsum(per_row)))[rows]                 # (R,)
@@ -57,7 +57,7 @@ class Bags:
         inside = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
         where = np.repeat(start, count) + inside                                # (n',)
         values = None if self.values is None else self.values[where]
-        return Bags(f, self.ids[where], values, lengths[rows].reshape(-1))
+        return made(f, self.ids[where], values, lengths[rows].reshape(-1))
 
     def slice(self, start: int, stop: int) -> Bags:
         """Rows start to stop, without copying."""
@@ -69,7 +69,7 @@ class Bags:
             low = int(self.lengths[: start * f].sum(dtype=np.int64))
             lengths = self.lengths[start * f : stop * f]
             high = low + int(lengths.sum(dtype=np.int64))
-        return Bags(f, self.ids[low:high], None if self.values is None else self.values[low:high], lengths)
+        return made(f, self.ids[low:high], None if self.values is None else self.values[low:high], lengths)
 
     def all_lengths(self) -> Lengths:
         """(B·F,), ones where none are kept."""
@@ -78,6 +78,14 @@ class Bags:
     def all_values(self) -> Floats:
         """(n,), ones where none are kept."""
         return np.ones(len(self.ids), np.float32) if self.values is None else self.values
+
+
+def made(fields: int, ids: Ids, values: Floats | None, lengths: Lengths | None) -> Bags:
+    """Bags of parts that fit together by construction: checking a slate costs as much as joining it."""
+    bags = object.__new__(Bags)
+    for name, part in (("fields", fields), ("ids", ids), ("values", values), ("lengths", lengths)):
+        object.__setattr__(bags, name, part)
+    return bags
 
 
 def concat(parts: Sequence[Bags]) -> Bags:
@@ -91,4 +99,4 @@ def concat(parts: Sequence[Bags]) -> Bags:
         values = np.concatenate([part.all_values() for part in parts])
     if any(part.lengths is not None for part in parts):
         lengths = np.concatenate([part.all_lengths() for part in parts])
-    return Bags(parts[0].fields, np.concatenate([part.ids for part in parts]), values, lengths)
+    return made(parts[0].fields, np.concatenate([part.ids for part in parts]), values, lengths)

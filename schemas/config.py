@@ -21,7 +21,11 @@ Activation = Literal["relu", "tanh", "prelu", "dice"]
 Product = Literal["inner", "outer", "both"]
 RowOptimiserName = Literal["sgd", "adagrad", "rowwise_adagrad", "adam", "ftrl"]
 FirstOrderOptimiserName = Literal["same", "sgd", "adagrad", "rowwise_adagrad", "adam", "ftrl"]
+Security = Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"]
+SaslMechanism = Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]
 DenseOptimiserName = Literal["adam", "adagrad"]
+JoinMode = Literal["eager", "wait", "immediate", "corrected"]
+NegativeCorrection = Literal["weight", "serving"]
 T = TypeVar("T")
 
 
@@ -52,11 +56,50 @@ class KafkaConfig:
     example_partitions: int = 1        # used when freshet creates `examples`
     session_timeout_s: float = 6.0     # a killed worker holds its partitions this long; 6 s is the broker's minimum
     replication: int = 1               # used when freshet creates topics
+    create_topics: bool = True         # false: somebody else does, and missing ones are an error that names them
+    client_id: str = "freshet"         # in the broker's logs and quotas: freshet-joiner, freshet-trainer …
+    security: Security = "PLAINTEXT"   # security.protocol of the brokers' port
+    sasl_mechanism: SaslMechanism = "SCRAM-SHA-512"
+    username: str = ""                 # SASL
+    password: str = field(default="", repr=False)  # SASL; FRESHET_KAFKA_PASSWORD, or better a file:
+    password_file: str = ""            # its first line is the password
+    ca_file: str = ""                  # PEM of the authority that signed the brokers' certificates; none = the system's
+    certificate_file: str = ""         # PEM of our own certificate, where the brokers ask for one (mTLS)
+    key_file: str = ""                 # PEM of its key, not encrypted; none = it stands in certificate_file
 
     def __post_init__(self) -> None:
         _at_least("kafka", "event_partitions", self.event_partitions, 1, "a topic needs one")
         _at_least("kafka", "example_partitions", self.example_partitions, 1, "a topic needs one")
         _at_least("kafka", "session_timeout_s", self.session_timeout_s, 6, "the broker's own minimum")
+        _one_of("kafka", "security", self.security, Security)
+        _one_of("kafka", "sasl_mechanism", self.sasl_mechanism, SaslMechanism)
+        if self.sasl and not (self.username and (self.password or self.password_file)):
+            raise ConfigError(
+                f"kafka.security={self.security}: needs kafka.username, and kafka.password_file or FRESHET_KAFKA_PASSWORD"
+            )
+        if self.password and self.password_file:
+            raise ConfigError("kafka.password and kafka.password_file are both set: drop one")
+        if not self.sasl and (self.username or self.password or self.password_file):
+            raise ConfigError(
+                f"kafka.security={self.security} asks for no name or password, but one is set: "
+                "kafka.security=SASL_SSL or SASL_PLAINTEXT uses them"
+            )
+        if not self.tls and (self.ca_file or self.certificate_file):
+            raise ConfigError(
+                f"kafka.security={self.security} encrypts nothing, but a certificate is set: kafka.security=SSL or SASL_SSL"
+            )
+        if self.key_file and not self.certificate_file:
+            raise ConfigError("kafka.key_file without kafka.certificate_file: a key needs its certificate")
+
+    @property
+    def tls(self) -> bool:
+        """Whether connections are encrypted."""
+        return self.security.endswith("SSL")
+
+    @property
+    def sasl(self) -> bool:
+        """Whether a name and a password are asked for."""
+        return self.security.startswith("SASL")
 
     def topic(self, name: str) -> str:
         """Full name of one of our topics: events, examples, dead-letters, model-updates, model-control."""
@@ -67,25 +110,57 @@ class KafkaConfig:
 class JoinConfig:
     """How events become labelled examples (all times are event time)."""
 
-    mode: Literal["eager", "wait"] = "eager"
+    mode: JoinMode = "eager"           # when a label is final: docs/labels.md
     action: str = "click"              # the action that makes a label 1
+    value_as_weight: bool = False      # a positive weighs its action's value; eager and wait
+    negative_rate: float = 1.0         # share of the negatives that are learnt, chosen by a hash of their identity
+    negative_correction: NegativeCorrection = "weight"  # each weighs 1/rate, or what is served is lower by ln 1/rate
+    negative_seed: int = 1             # another one keeps others
+    correct_after_s: float = 259_200.0  # mode corrected: how long after its impression an action still corrects its label
     window_s: float = 10.0             # how long after its impression an action still counts
     lateness_s: float = 0.0            # how far out of order the log may be before a group closes
     max_ahead_s: float = 5.0           # a time further ahead of its record's Kafka timestamp is clamped to that
     tick_every_s: float = 0.2          # wall seconds of quiet before a joiner writes time into a partition
     hold_timeout_s: float = 60.0       # a replay silent this long has died: ticks go on
+    suspect_labels: float = 20.0       # labels missing in a row, at the usual rate, that mean they have stopped: by chance
+                                       # once in e^20 = 500 million; 0 = what has no label is always a negative
     record_rows: int = 1024            # most examples in one record
     linger_s: float = 0.02             # wall seconds an unfinished record waits for more
     commit_every_s: float = 1.0        # wall seconds between two commits of the smallest held offset
+    memory_mb: int = 2048              # what waits for its label may take so much; a joiner that needs more stops and says so
 
     def __post_init__(self) -> None:
         _at_least("join", "window_s", self.window_s, 0.1, "shorter than any click")
         _at_least("join", "lateness_s", self.lateness_s, 0, "a duration")
         _at_least("join", "max_ahead_s", self.max_ahead_s, 0, "a duration")
         _at_least("join", "tick_every_s", self.tick_every_s, 0.01, "ticks are records too")
+        _at_least("join", "memory_mb", self.memory_mb, 1, "an open impression takes 2 to 30 kB")
         _at_least("join", "record_rows", self.record_rows, 1, "a record holds one example")
+        if 0 < self.suspect_labels < 10:
+            raise ConfigError(f"join.suspect_labels={self.suspect_labels}: at least 10 (fewer go missing by chance), 0 = never")
+        _at_least("join", "suspect_labels", self.suspect_labels, 0, "0 = never")
         if self.window_s > 3600:
             raise ConfigError(f"join.window_s={self.window_s}: at most 3600 (every open impression is held in memory)")
+        _one_of("join", "mode", self.mode, JoinMode)
+        _one_of("join", "negative_correction", self.negative_correction, NegativeCorrection)
+        if not 0 < self.negative_rate <= 1:
+            raise ConfigError(f"join.negative_rate={self.negative_rate}: above 0, at most 1 (1 = all negatives are learnt)")
+        twice = self.mode in ("immediate", "corrected")
+        if twice and self.negative_rate < 1 and self.negative_correction == "serving":
+            raise ConfigError(
+                f"join.negative_correction=serving with join.mode={self.mode}: its negatives are put right by later examples, "
+                "which a shift of what is served does not know; set join.negative_correction=weight"
+            )
+        if twice and self.value_as_weight:
+            raise ConfigError(
+                f"join.value_as_weight with join.mode={self.mode}: a value is known only after its impression was learnt as a "
+                "negative; set join.mode to eager or wait"
+            )
+        if self.mode == "corrected" and not self.correct_after_s > self.window_s:
+            raise ConfigError(
+                f"join.correct_after_s={self.correct_after_s}: must be longer than join.window_s={self.window_s}, or there is "
+                "nothing to correct"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,7 +172,8 @@ class ModelConfig:
     architecture: str = "deepfm"
     bits: int = 20                           # the table has 2^bits rows
     factors: int = 10                        # K of the DeepFM paper
-    hidden: tuple[int, ...] = (64, 32)       # the paper's 400,400,400: + .001 AUC on Criteo at a third of the speed
+    hidden: tuple[int, ...] = (64,)          # the paper's 400,400,400: + .001 AUC on Criteo at a third of the speed
+    heads: int = 1                           # networks side by side, each with a loss of its own; scores are their mean
     dropout: float = 0.0                     # chance that a neuron is dropped
     init_scale: float = 0.01                 # standard deviation of a new row's factors
     seed: int = 1
@@ -106,7 +182,7 @@ class ModelConfig:
     attention_factors: int = 8               # AFM: width of the attention network
     cross_layers: int = 3                    # DCN
     product: Product = "inner"               # PNN: inner = IPNN, outer = OPNN, both = PNN*
-    statistics: bool = False                 # DeepFM: rows count examples and clicks, and it reads them (ffm_stats always)
+    statistics: bool = True                  # DeepFM: rows count examples and clicks, and it reads them (ffm_stats always)
     fnn_pretrain_rows: int = 100_000         # FNN: examples learnt as an FM before its network takes over
 
     def __post_init__(self) -> None:
@@ -118,6 +194,7 @@ class ModelConfig:
         if not 8 <= self.bits <= 30:
             raise ConfigError(f"model.bits={self.bits}: from 8 to 30")
         _at_least("model", "factors", self.factors, 1, "a row has at least one factor")
+        _at_least("model", "heads", self.heads, 1, "1 = the papers' one network")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"model.dropout={self.dropout}: from 0 to below 1 (the chance to drop, not to keep)")
         if any(width < 1 for width in self.hidden):
@@ -134,10 +211,10 @@ class LearnConfig:
     batch_wait_s: float = 0.1          # wall seconds an unfilled batch waits; 0 = cut by count alone (reproducible)
     row_optimiser: RowOptimiserName = "adagrad"
     row_rate: float = 0.015            # of Adagrad; Adam wants .002 (docs/lab.md)
-    dense_rate: float = 0.001          # of the dense weights
+    dense_rate: float = 0.015          # of the dense weights; Adam wants .001
     first_order_optimiser: FirstOrderOptimiserName = "same"  # of the rows' first-order weights; same = row_optimiser
     first_order_rate: float = 0.0      # 0 = row_rate
-    dense_optimiser: DenseOptimiserName = "adam"
+    dense_optimiser: DenseOptimiserName = "adagrad"
     ftrl_beta: float = 1.0             # FTRL: steps of rate/(beta + √Σg²)
     l1: float = 0.0                    # FTRL: more of it, more first-order weights that are exactly 0
     l2: float = 0.0                    # FTRL
@@ -245,9 +322,20 @@ class Settings:
         return self.var / "metrics" / self.model.name
 
 
+SECRETS = frozenset({"kafka.password"})  # keys whose values nobody prints
+
 SECTIONS: dict[str, type[Any]] = {
     "kafka": KafkaConfig, "join": JoinConfig, "model": ModelConfig, "learn": LearnConfig,
     "snapshot": SnapshotConfig, "score": ScoreConfig, "metrics": MetricsConfig,
+}
+
+
+# What an architecture wants else than the defaults (measured, docs/lab.md); a value given anywhere comes before it.
+ARCHITECTURE_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "ffm_stats": {
+        "model.factors": 1, "model.hidden": (32,), "model.heads": 2, "model.init_scale": 0.02,
+        "learn.row_rate": 0.03, "learn.first_order_rate": 0.005,
+    },
 }
 
 
@@ -266,6 +354,14 @@ def keys() -> dict[str, Any]:
         default = kind()
         listed.update({f"{section}.{f.name}": getattr(default, f.name) for f in fields(kind)})
     return listed
+
+
+def value_of(settings: Settings, key: str) -> Any:
+    """What a dotted key is set to."""
+    found: Any = settings
+    for part in key.split("."):
+        found = getattr(found, part)
+    return found
 
 
 def variable_name(key: str) -> str:
@@ -309,6 +405,10 @@ def build(*sources: Source) -> tuple[Settings, dict[str, str]]:
             if key not in known:
                 raise ConfigError(f"{source.origin}: no such setting: {key}{_nearest(key, known)}")
             chosen[key] = (value, source.origin)
+    architecture = chosen["model.architecture"][0]
+    for key, value in ARCHITECTURE_DEFAULTS.get(str(architecture), {}).items():
+        if chosen[key][1] == "default":
+            chosen[key] = (value, f"default of {architecture}")
 
     parts: dict[str, Any] = {}
     for section, kind in SECTIONS.items():

@@ -27,27 +27,35 @@ def crossed(bags: Bags, schema: FieldSchema) -> Bags:
         return bags
     b, f, c = len(bags), bags.fields, len(schema.crosses)
     place = {spec.number: column for column, spec in enumerate(schema.fields)}
-    lengths = bags.all_lengths().reshape(b, f)                                                  # (B, F)
-    starts = (np.cumsum(lengths, dtype=np.int64) - lengths.reshape(-1)).reshape(b, f)           # (B, F)
-    made = np.empty((b, c), np.uint64)
-    for column, cross in enumerate(schema.crosses):
-        left, right = (bags.ids[starts[:, place[side.number]]] for side in (cross.left, cross.right))
-        made[:, column] = cross_ids(cross.number, left, right)
-    ends = np.repeat(np.cumsum(lengths.sum(axis=1, dtype=np.int64)), c)                         # (B·C,)
+    numbers = np.array([cross.number for cross in schema.crosses], np.uint64)                   # (C,)
+    left, right = (
+        [place[side.number] for side in sides] for sides in zip(*((x.left, x.right) for x in schema.crosses), strict=True)
+    )
+    if bags.lengths is None:
+        ids = bags.ids.reshape(b, f)                                                            # (B, F)
+        made = cross_ids(numbers, ids[:, left], ids[:, right])                                  # (B, C)
+        ones = np.ones((b, c), np.float32)
+        values = None if bags.values is None else np.concatenate([bags.values.reshape(b, f), ones], axis=1).reshape(-1)
+        return Bags(f + c, np.concatenate([ids, made], axis=1).reshape(-1), values, None)
+    lengths = bags.lengths.reshape(b, f).astype(np.int64)                                       # (B, F)
+    starts = (np.cumsum(lengths) - lengths.reshape(-1)).reshape(b, f)                           # (B, F)
+    made = cross_ids(numbers, bags.ids[starts[:, left]], bags.ids[starts[:, right]])            # (B, C)
+    ends = np.repeat(np.cumsum(lengths.sum(axis=1)), c)                                         # (B·C,)
     return Bags(
         f + c,
         np.insert(bags.ids, ends, made.reshape(-1)),
         None if bags.values is None else np.insert(bags.values, ends, np.float32(1)),
-        None if bags.lengths is None else np.concatenate([lengths, np.ones((b, c), np.uint16)], axis=1).reshape(-1),
+        np.concatenate([bags.lengths.reshape(b, f), np.ones((b, c), np.uint16)], axis=1).reshape(-1),
     )
 
 
-def cross_ids(number: int, left: Ids, right: Ids) -> Ids:
-    """m(m(m(number) ⊕ left) ⊕ right), m = splitmix64's output function: (n,) uint64, another for (right, left).
+def cross_ids(number: int | Ids, left: Ids, right: Ids) -> Ids:
+    """m(m(m(number) ⊕ left) ⊕ right), m = splitmix64's output function: (n,) uint64 each, or what broadcasts to one shape;
+    another for (right, left).
 
     Source: Steele, Lea, Flood, Fast Splittable Pseudorandom Number Generators, OOPSLA 2014.
     """
-    return _mixed(_mixed(_mixed(np.array([number], np.uint64)) ^ left) ^ right)
+    return _mixed(_mixed(_mixed(np.atleast_1d(np.asarray(number, np.uint64))) ^ left) ^ right)
 
 
 def _mixed(state: Ids) -> Ids:

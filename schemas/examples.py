@@ -56,18 +56,40 @@ class End(IntEnum):
     OTHER_ACTION = 6           # not the action that makes the label
     DEAD_LETTER = 7            # unusable; the topic dead-letters says why
     FLUSH = 8                  # no event: a replay ended here, the learner closes its batch
+    SAMPLED_OUT = 9            # no event but an item without its action, left out at join.negative_rate
+    SETTLED = 10               # no event: the window of an impression whose examples came at once is over
+    SUSPECT = 11               # no event but an item, whose impression's labels had stopped coming: `freshet rejoin`
+    SUSPECT_ACTION = 12        # came to an impression that was shown while labels had stopped
+
+
+class Stage(IntEnum):
+    """What an example's label is worth. Values are stored: never renumber.
+
+    IMMEDIATE: a 0 that an action may follow, or that action, a 1. IMMEDIATE_BOTH: the action came before its impression, so
+    that both are one example. OBSERVED: the first of two, what was seen within the window. TRUE: the second, which says
+    the same; TRUE_LATE: the second, a 1 that was seen as a 0.
+    """
+
+    FINAL = 0
+    IMMEDIATE = 1
+    IMMEDIATE_BOTH = 2
+    OBSERVED = 3
+    TRUE = 4
+    TRUE_LATE = 5
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Ends:
     """E ends in ascending order of (trigger, offset).
 
-    trigger, offset: (E,) i64. reason: (E,) u8 of End.
+    trigger, offset: (E,) i64. reason: (E,) u8 of End. item: (E,) u16, place of the item that met it in its impression,
+    LAST_ITEM = the whole event; None = all are events.
     """
 
     trigger: NDArray[np.int64]
     offset: NDArray[np.int64]
     reason: NDArray[np.uint8]
+    item: NDArray[np.uint16] | None = None
 
     def __len__(self) -> int:
         return len(self.trigger)
@@ -79,7 +101,8 @@ class Examples:
 
     trigger, impression: (B,) i64. item: (B,) u16. label: (B,) f32, 0 or 1. weight: (B,) f32 or None = 1.
     served_probability: (B,) f32, NaN = not given, or None. served_version: (B,) u64 or None.
-    at_once: (B,) u8, 1 = the label was final when its click came, or None = none was.
+    at_once: (B,) u8, 1 = the label was final when its click came, or None = none was. stage: (B,) u8 of Stage, None = all
+    FINAL. negative_rate: the rate at which negatives were kept that carry no weight for it; 0 = not so.
     event_time_us, click_time_us: (B,) i64, 0 = no click. bags: B rows of ids. field_numbers, field_digests: (F,).
     joined_us: wall clock of writing.
     """
@@ -102,6 +125,8 @@ class Examples:
     served_probability: NDArray[np.float32] | None = None
     served_version: NDArray[np.uint64] | None = None
     at_once: NDArray[np.uint8] | None = None
+    stage: NDArray[np.uint8] | None = None
+    negative_rate: float = 0.0
 
     def __len__(self) -> int:
         return len(self.trigger)
@@ -142,7 +167,7 @@ _COLUMNS = (  # record field, attribute, dtype; "ends." and "bags." are their pa
 )
 _OPTIONAL = (
     ("weight", "weight", "<f4"), ("served_probability", "served_probability", "<f4"),
-    ("served_version", "served_version", "<u8"), ("at_once", "at_once", "u1"),
+    ("served_version", "served_version", "<u8"), ("at_once", "at_once", "u1"), ("stage", "stage", "u1"),
 )
 
 
@@ -155,7 +180,8 @@ def encode(examples: Examples) -> bytes:
         end_trigger=examples.ends.trigger.astype("<i8", copy=False).tobytes(),
         end_offset=examples.ends.offset.astype("<i8", copy=False).tobytes(),
         end_reason=examples.ends.reason.tobytes(),
-        ids=examples.bags.ids.astype("<u8", copy=False).tobytes(),
+        ids=examples.bags.ids.astype("<u8", copy=False).tobytes(), negative_rate=examples.negative_rate,
+        end_item=b"" if examples.ends.item is None else examples.ends.item.astype("<u2", copy=False).tobytes(),
     )
     for name, attribute, dtype in _COLUMNS + _OPTIONAL:
         column = getattr(examples, attribute)
@@ -193,9 +219,9 @@ def _checked(record: examples_pb2.Examples) -> Examples:
             raise ValueError(f"{attribute} has {len(column)} entries for {rows} examples")
     ends = Ends(
         np.frombuffer(record.end_trigger, "<i8"), np.frombuffer(record.end_offset, "<i8"),
-        np.frombuffer(record.end_reason, "u1"),
+        np.frombuffer(record.end_reason, "u1"), np.frombuffer(record.end_item, "<u2") if record.end_item else None,
     )
-    if not len(ends.trigger) == len(ends.offset) == len(ends.reason):
+    if not len(ends.trigger) == len(ends.offset) == len(ends.reason) == len(ends.reason if ends.item is None else ends.item):
         raise ValueError("the columns of ends differ in length")
     bags = Bags(
         max(len(record.field), 1), np.frombuffer(record.ids, "<u8"),
@@ -208,7 +234,7 @@ def _checked(record: examples_pb2.Examples) -> Examples:
     return Examples(
         source_partition=record.source_partition, after=_cursor_in(record.after), through=_cursor_in(record.through),
         field_numbers=tuple(record.field), field_digests=tuple(record.field_digest), bags=bags, ends=ends,
-        joined_us=record.joined_us, **columns,
+        joined_us=record.joined_us, negative_rate=record.negative_rate, **columns,
     )
 
 
@@ -220,9 +246,14 @@ def _cursor_in(cursor: examples_pb2.Cursor) -> Cursor:
     return Cursor(cursor.trigger, cursor.offset, cursor.item)
 
 
-def ends_from(rows: Sequence[tuple[int, int, int]]) -> Ends:
-    """Ends from (trigger, offset, reason) in ascending order."""
+def ends_from(rows: Sequence[tuple[int, int, int, Sequence[int]]]) -> Ends:
+    """Ends from (trigger, offset, reason, places of the items that met it) in ascending order; no places = the event did."""
     if not rows:
         return empty_ends()
-    trigger, offset, reason = zip(*rows, strict=True)
-    return Ends(np.array(trigger, np.int64), np.array(offset, np.int64), np.array(reason, np.uint8))
+    trigger, offset, reason, places = zip(*rows, strict=True)
+    ends = Ends(np.array(trigger, np.int64), np.array(offset, np.int64), np.array(reason, np.uint8))
+    if not any(map(len, places)):
+        return ends
+    counts = [max(len(some), 1) for some in places]
+    item = np.concatenate([np.array(some if len(some) else [LAST_ITEM], np.uint16) for some in places])
+    return Ends(np.repeat(ends.trigger, counts), np.repeat(ends.offset, counts), np.repeat(ends.reason, counts), item)

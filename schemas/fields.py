@@ -9,8 +9,9 @@ from __future__ import annotations
 import difflib
 import math
 import tomllib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,9 +19,9 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from schemas.bags import Bags
+from schemas.bags import Bags, made
 from schemas.errors import BadEvent, SchemaError
-from schemas.hashing import canonical, hash_missing, hash_value
+from schemas.hashing import HASH, canonical, hash_missing, hash_value
 
 Kind = Literal["categorical", "set", "numeric"]
 Transform = Literal["log_bins", "log_bins_and_log", "raw", "log"]
@@ -28,6 +29,7 @@ MAX_SET = 1000        # values in one set; more is a producer's mistake, not a p
 RAW_LIMIT = 1e6       # raw numbers are clipped here: one wild value must not blow up a row
 MAX_UNKNOWN = 1000    # names of unknown fields that are counted apart; whatever comes after is counted together
 CACHE_ENTRIES = 1 << 20  # ids remembered per field: about 100 MB at worst, then forgotten all at once
+CACHE_SETS = 1 << 16     # sets of texts remembered per field, the same way
 
 _KEYS = {"name", "number", "kind", "side", "transform", "pool", "training_only", "served_value", "slice"}
 
@@ -67,7 +69,7 @@ class Field:
     @property
     def digest(self) -> int:
         """64 bits over all that changes an id or its meaning; the name does not."""
-        meaning = [str(self.number), self.kind, self.side]
+        meaning = [HASH, str(self.number), self.kind, self.side]
         meaning += [self.transform] if self.kind == "numeric" else []
         meaning += [self.pool] if self.kind == "set" else []
         return xxhash.xxh3_64_intdigest("|".join(meaning).encode())
@@ -158,7 +160,6 @@ class ReadyId(int):
     """A value that its producer has hashed already."""
 
 
-@dataclass(slots=True)
 class Encoder:
     """Slates → bags of ids by one schema.
 
@@ -166,21 +167,14 @@ class Encoder:
     `position` are filled from the item itself where the features do not name them.
     """
 
-    schema: FieldSchema
-    training: bool
-    unknown: dict[str, int] = field(default_factory=dict)  # field name → how often it came and was ignored
-    _caches: list[dict[Any, int]] = field(init=False)
-    _missing: list[int] = field(init=False)
-    _has_sets: bool = field(init=False)
-    _has_values: bool = field(init=False)
-    _known: frozenset[tuple[str, str]] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._caches = [{} for _ in self.schema.fields]
-        self._missing = [hash_missing(f.number) for f in self.schema.fields]
-        self._has_sets = any(f.kind == "set" for f in self.schema.fields)
-        self._has_values = any(f.kind == "numeric" and f.transform != "log_bins" for f in self.schema.fields)
-        self._known = frozenset((f.side, f.name) for f in self.schema.fields)
+    def __init__(self, schema: FieldSchema, training: bool) -> None:
+        self.schema = schema
+        self.unknown: dict[str, int] = {}  # field name → how often it came and was ignored
+        self._columns = [_Column(spec, training) for spec in schema.fields]
+        self._sets = [place for place, spec in enumerate(schema.fields) if spec.kind == "set"]
+        self._has_values = any(f.kind == "numeric" and f.transform != "log_bins" for f in schema.fields)
+        self._context = frozenset(f.name for f in schema.fields if f.side == "context")
+        self._items = frozenset(f.name for f in schema.fields if f.side == "item")
 
     def encode(self, slate: Slate) -> tuple[Bags, list[str]]:
         """The slate's rows, and the names of fields that the schema does not know (ignored and counted).
@@ -188,113 +182,210 @@ class Encoder:
         Raises BadEvent for a value that its field cannot take, naming field and item.
         """
         items = len(slate.item_ids)
-        strange = [name for name in slate.context if ("context", name) not in self._known]
-        strange += [name for name in slate.columns if ("item", name) not in self._known]
-        for name in strange:
+        strange: list[str] = []
+        if not (slate.context.keys() <= self._context and slate.columns.keys() <= self._items):
+            strange = self._strange(slate)
+        columns: list[tuple[list[bytes], list[float] | None]] = [
+            ([column.shared(slate.context)], None) if column.plain else column.bags(slate, items) for column in self._columns
+        ]
+
+        # Ids are bytes until here: joining 340 of them costs 4 µs, an array of as many Python numbers 9.
+        strands: list[Iterable[bytes]] = []                # per field or run of shared fields: a piece per item
+        shared = b""
+        for bags, _ in columns:
+            if len(bags) == 1:
+                shared += bags[0]
+                continue
+            if shared:
+                strands.append(repeat(shared, items))
+                shared = b""
+            strands.append(bags)
+        if strands:
+            if shared:
+                strands.append(repeat(shared, items))
+            shared = b"".join(chain.from_iterable(zip(*strands, strict=True)))
+        elif items > 1:
+            shared *= items
+        return made(len(columns), np.frombuffer(shared, "<u8"), *self._values_and_lengths(columns, items)), strange
+
+    def _values_and_lengths(
+        self, columns: Sequence[tuple[list[bytes], list[float] | None]], items: int
+    ) -> tuple[NDArray[np.float32] | None, NDArray[np.uint16] | None]:
+        lengths: NDArray[np.uint16] | None = None
+        values: NDArray[np.float32] | None = None
+        if self._sets:
+            counts = np.empty((items, len(columns)), np.uint16)                    # (items, F)
+            counts.fill(1)
+            for place in self._sets:
+                bags, _ = columns[place]
+                counts[:, place] = len(bags[0]) >> 3 if len(bags) == 1 else [len(bag) >> 3 for bag in bags]
+            lengths = counts.reshape(-1)                                           # (items·F,)
+        if self._has_values:
+            per_bag = np.ones((items, len(columns)), np.float32)                   # (items, F)
+            for place, (_, weights) in enumerate(columns):
+                if weights is not None:
+                    per_bag[:, place] = weights
+            values = per_bag.reshape(-1) if lengths is None else np.repeat(per_bag.reshape(-1), lengths)  # (n,)
+        return values, lengths
+
+    def _strange(self, slate: Slate) -> list[str]:
+        found = [name for name in slate.context if name not in self._context]
+        found += [name for name in slate.columns if name not in self._items]
+        for name in found:
             known = name if name in self.unknown or len(self.unknown) < MAX_UNKNOWN else "…"
             self.unknown[known] = self.unknown.get(known, 0) + 1
+        return found
 
-        columns = [self._column(place, spec, slate, items) for place, spec in enumerate(self.schema.fields)]
-        if not self._has_sets:
-            ids = np.empty((items, len(columns)), np.uint64)
-            values = np.ones((items, len(columns)), np.float32) if self._has_values else None
-            for place, (bags, weights) in enumerate(columns):
-                ids[:, place] = [bag[0] for bag in bags] if len(bags) > 1 else bags[0][0]
-                if values is not None and weights is not None:
-                    values[:, place] = weights
-            return Bags(len(columns), ids.reshape(-1), None if values is None else values.reshape(-1)), strange
 
-        flat_ids: list[int] = []
-        flat_values: list[float] = []
-        lengths: list[int] = []
-        for item in range(items):
-            for bags, weights in columns:
-                bag = bags[item] if len(bags) > 1 else bags[0]
-                flat_ids.extend(bag)
-                lengths.append(len(bag))
-                if self._has_values:
-                    weight = 1.0 if weights is None else weights[item] if len(weights) > 1 else weights[0]
-                    flat_values.extend([weight] * len(bag))
-        values = np.array(flat_values, np.float32) if self._has_values else None
-        return Bags(len(columns), np.array(flat_ids, np.uint64), values, np.array(lengths, np.uint16)), strange
+class _Ids(dict[Any, bytes]):
+    """Values of one type → their ids, 8 bytes little-endian each; made when first asked for.
 
-    def _column(
-        self, place: int, spec: Field, slate: Slate, items: int
-    ) -> tuple[list[list[int]], list[float] | None]:
+    One type, because 1, 1.0 and True are equal as keys and not as values. Raises _OtherType for another, None excepted.
+    """
+
+    __slots__ = ("_kind", "_make", "_missing")
+
+    def __init__(self, kind: type, make: Callable[[Any], bytes], missing: bytes) -> None:
+        self._kind, self._make, self._missing = kind, make, missing
+
+    def __missing__(self, value: Any) -> bytes:
+        if type(value) is not self._kind:
+            if value is None:
+                return self._missing
+            raise _OtherType
+        found = self._make(value)
+        if len(self) >= CACHE_ENTRIES:
+            self.clear()
+        self[value] = found
+        return found
+
+
+class _OtherType(TypeError):
+    """A column holds values of several types."""
+
+
+class _Column:
+    """One field of a slate → bags, each the bytes of its ids laid end to end."""
+
+    __slots__ = ("_given", "_ids", "_logged", "_missing", "_name", "_present", "_real", "_sets", "_texts", "plain", "spec")
+
+    def __init__(self, spec: Field, training: bool) -> None:
+        self.spec = spec
+        self._name = spec.name
+        amount = spec.kind == "numeric" and spec.transform != "log_bins"
+        self._real, self._logged = spec.kind == "numeric" and not spec.binned, spec.with_log
+        self.plain = spec.side == "context" and not amount and (training or not spec.training_only)   # `shared` is enough
+        self._given = [spec.served_value] if spec.training_only and not training else None
+        self._missing = _as_bytes(hash_missing(spec.number))
+        self._present = _as_bytes(hash_value(spec.number, b"value"))
+        self._ids = {kind: _Ids(kind, self._make, self._missing) for kind in (str, float, int)}
+        self._texts = self._ids[str]
+        self._sets: dict[tuple[Any, ...], bytes] = {}      # sets of texts alone: (1,) and (True,) are equal
+
+    def shared(self, context: Mapping[str, Any]) -> bytes:
+        """The bag that all items of a slate share."""
+        value = context.get(self._name)
+        try:
+            return self._texts[value] if type(value) is str else self._bag(value)
+        except BadEvent as bad:
+            raise BadEvent(bad.reason, f"field {self._name}: {bad}") from bad
+
+    def bags(self, slate: Slate, items: int) -> tuple[list[bytes], list[float] | None]:
         """A bag per item, or a single one that all items share; and for real-valued numbers the value of each."""
+        spec = self.spec
         given: Sequence[Any]
-        if spec.training_only and not self.training:
-            given = [spec.served_value]
+        if self._given is not None:
+            given = self._given
         elif spec.side == "context":
-            given = [slate.context.get(spec.name)]
+            given = (slate.context.get(spec.name),)
         elif spec.name in slate.columns:
             given = slate.columns[spec.name]
         elif spec.name == "position" and slate.positions is not None:
-            given = [place or None for place in slate.positions]  # 0 = not given
+            given = [place or None for place in slate.positions] if 0 in slate.positions else slate.positions  # 0 = not given
         elif spec.name == "item_id":
             given = slate.item_ids
         else:
-            given = [None]
+            given = (None,)
         if len(given) not in (1, items):
             raise BadEvent("ragged_columns", f"field {spec.name}: {len(given)} entries for {items} items")
         try:
-            if spec.kind == "numeric" and not spec.binned:
-                return self._amounts(place, spec, given)
-            bags = [self._bag(place, spec, value) for value in given]
-            return bags, [_log(_bare(value)) for value in given] if spec.with_log else None
+            if self._real:
+                return self._amounts(given)
+            return self._bags(given), [_log(_bare(value)) for value in given] if self._logged else None
         except BadEvent as bad:
             raise BadEvent(bad.reason, f"field {spec.name}: {bad}") from bad
 
-    def _bag(self, place: int, spec: Field, value: Any) -> list[int]:
-        if spec.kind == "set":
-            if not isinstance(value, list | tuple):
-                value = [value]
-            if len(value) > MAX_SET:
-                raise BadEvent("set_too_large", f"{len(value)} values, at most {MAX_SET}")
-            ids = dict.fromkeys(self._id(place, spec, one) for one in value if one is not None and one != "")
-            return list(ids) or [self._missing[place]]
-        if isinstance(value, list | tuple):
-            if len(value) > 1:
-                raise BadEvent("wrong_type", f"takes one value, got {len(value)}")
-            value = value[0] if value else None
-        return [self._id(place, spec, value)]
+    def _bags(self, given: Sequence[Any]) -> list[bytes]:
+        if len(given) == 1:
+            return [self._bag(given[0])]
+        kind = type(given[0])
+        try:                                               # most columns are of one type: one look-up a value
+            if kind is str and self.spec.kind != "set":
+                return list(map(self._texts.__getitem__, given))
+            if (kind is float or kind is int) and set(map(type, given)) <= {kind, type(None)}:
+                return list(map(self._ids[kind].__getitem__, given))
+        except TypeError:                                  # _OtherType, or a list that cannot be a key
+            pass
+        return [self._bag(value) for value in given]
 
-    def _id(self, place: int, spec: Field, value: Any) -> int:
-        if value is None:
-            return self._missing[place]
+    def _bag(self, value: Any) -> bytes:
         kind = type(value)
-        if kind is ReadyId:
-            return int(value)
-        if not isinstance(value, str | int | float | np.generic):
-            raise BadEvent("wrong_type", f"takes text, a number or true/false, got {kind.__name__}")
-        cache = self._caches[place]
-        key = (kind, value) if kind is not str else value  # 1, 1.0 and True are equal as dict keys, not as values
-        known = cache.get(key)
-        if known is not None:
-            return known
-        if spec.kind == "numeric":
-            text: bytes | None = log_bin(value)
-        else:
-            text = canonical(value)
-        found = self._missing[place] if text is None else hash_value(spec.number, text)
-        if len(cache) >= CACHE_ENTRIES:
-            cache.clear()
-        cache[key] = found
+        if kind is str:
+            return self._texts[value]
+        if kind is not list and kind is not tuple:
+            return self._id(value)
+        if self.spec.kind == "set":
+            try:
+                return self._sets.get(tuple(value)) or self._set(value)
+            except TypeError:                              # not hashable, so no value either
+                return self._set(value)
+        if len(value) > 1:
+            raise BadEvent("wrong_type", f"takes one value, got {len(value)}")
+        return self._id(value[0]) if value else self._missing
+
+    def _set(self, values: Sequence[Any]) -> bytes:
+        if len(values) > MAX_SET:
+            raise BadEvent("set_too_large", f"{len(values)} values, at most {MAX_SET}")
+        found = b"".join(dict.fromkeys(self._id(one) for one in values if one is not None and one != "")) or self._missing
+        if all(type(one) is str for one in values):
+            if len(self._sets) >= CACHE_SETS:
+                self._sets.clear()
+            self._sets[tuple(values)] = found
         return found
 
-    def _amounts(self, place: int, spec: Field, given: Sequence[Any]) -> tuple[list[list[int]], list[float]]:
-        present = hash_value(spec.number, b"value")
-        bags: list[list[int]] = []
+    def _id(self, value: Any) -> bytes:
+        if value is None:
+            return self._missing
+        kind = type(value)
+        if kind is ReadyId:
+            return _as_bytes(value)
+        if not isinstance(value, str | int | float | np.generic):
+            raise BadEvent("wrong_type", f"takes text, a number or true/false, got {kind.__name__}")
+        ids = self._ids.get(kind)
+        if ids is None:
+            ids = self._ids[kind] = _Ids(kind, self._make, self._missing)
+        return ids[value]
+
+    def _make(self, value: Any) -> bytes:
+        text = log_bin(value) if self.spec.kind == "numeric" else canonical(value)
+        return self._missing if text is None else _as_bytes(hash_value(self.spec.number, text))
+
+    def _amounts(self, given: Sequence[Any]) -> tuple[list[bytes], list[float]]:
+        bags: list[bytes] = []
         weights: list[float] = []
         for value in given:
             number = as_number(value)
             if number is None:
-                bags.append([self._missing[place]])
+                bags.append(self._missing)
                 weights.append(1.0)
             else:
-                bags.append([present])
-                weights.append(_log(number) if spec.transform == "log" else min(max(number, -RAW_LIMIT), RAW_LIMIT))
+                bags.append(self._present)
+                weights.append(_log(number) if self.spec.transform == "log" else min(max(number, -RAW_LIMIT), RAW_LIMIT))
         return bags, weights
+
+
+def _as_bytes(one: int) -> bytes:
+    return one.to_bytes(8, "little")
 
 
 def as_number(value: Any) -> float | None:

@@ -66,7 +66,9 @@ class Manifest:
     parent: number of the one before it in this lineage, None for the first. model: `model_identity`, what a reader must
     agree on; fields: number and digest of each field, in the order of the model's columns. A checkpoint names the
     newest version there was (`version`), how its rows are laid out (`training`), and where each input goes on: cursors
-    by source partition (trigger, offset, item), offsets by partition of `examples`.
+    by source partition (trigger, offset, item), offsets by partition of `examples`. It also names the first order of
+    model-control that it does not know (`control`), and the versions pinned by those that it does. The first version
+    after a rollback names the one whose weights it has (`back_to`).
     """
 
     kind: Kind
@@ -89,6 +91,9 @@ class Manifest:
     traces: tuple[Mapping[str, Any], ...] = ()        # examples followed from click to served score
     version: int | None = None
     training: Mapping[str, Any] = field(default_factory=dict)
+    control: int = 0
+    pinned: tuple[int, ...] = ()
+    back_to: int | None = None
 
     @property
     def bytes(self) -> int:
@@ -294,6 +299,7 @@ def decode_manifest(data: bytes, key: bytes | None = None) -> Manifest:
                 "cursors": {int(partition): tuple(cursor) for partition, cursor in plain["cursors"].items()},
                 "offsets": {int(partition): offset for partition, offset in plain["offsets"].items()},
                 "traces": tuple(plain["traces"]),
+                "pinned": tuple(plain.get("pinned", ())),
             }
         )
     except (orjson.JSONDecodeError, KeyError, TypeError, ValueError) as broken:
@@ -328,6 +334,12 @@ def chain(manifests: Mapping[int, Manifest], wanted: int) -> list[int]:
             break
         at = manifest.parent
     return walked[::-1]
+
+
+def checkpoint_before(checkpoints: Iterable[Manifest], version: Manifest) -> Manifest | None:
+    """What going back to a version begins from: the newest checkpoint of its lineage that holds no more than it does."""
+    found = [one for one in checkpoints if one.lineage == version.lineage and one.examples_learnt <= version.examples_learnt]
+    return max(found, key=lambda one: (one.examples_learnt, one.number), default=None)
 
 
 # --- what two sides must agree on ---

@@ -28,6 +28,7 @@ from schemas.bags import Bags, concat
 from schemas.config import LearnConfig
 from schemas.crosses import crossed
 from stream_trainer.learner import Diverged, Learner
+from stream_trainer.losses import Seen, concat_seen, log_losses
 from stream_trainer.optimisers import DenseOptimiser, row_optimiser
 
 Floats = NDArray[np.float32]
@@ -70,6 +71,7 @@ class _Learnt:
     bags: Bags
     labels: Floats
     weights: Floats | None
+    seen: Seen | None
     losses: NDArray[np.float64]
 
 
@@ -102,24 +104,26 @@ class Guard:
         """Examples learnt since the good state."""
         return sum(len(batch.labels) for batch in self._batches)
 
-    def learn(self, bags: Bags, labels: Floats, weights: Floats | None = None) -> tuple[Floats, Divergence | None]:
+    def learn(
+        self, bags: Bags, labels: Floats, weights: Floats | None = None, seen: Seen | None = None
+    ) -> tuple[Floats, Divergence | None]:
         """As Learner.learn; and what was noticed, mostly nothing. Raises ShapeError, and Diverged where no step is small
         enough."""
         if not self._config.guard:
-            return self.learner.learn(bags, labels, weights), None
+            return self.learner.learn(bags, labels, weights, seen), None
         # The first batch after a good state is not asked about: there is no difference yet.
-        good = _losses(self._good_scores(bags), labels) if ONE_IN * self._asked < self._count else None
+        good = log_losses(self._good_scores(bags), labels, weights, seen) if ONE_IN * self._asked < self._count else None
         self._keep_rows(bags)
         try:
-            said = self.learner.learn(bags, labels, weights)
+            said = self.learner.learn(bags, labels, weights, seen)
         except Diverged:
-            self._add(_Learnt(bags, labels, weights, np.full(len(labels), np.inf)))
+            self._add(_Learnt(bags, labels, weights, seen, np.full(len(labels), np.inf)))
             found, said = self._try_smaller()
             if found is None:
                 raise
             return said, found
-        losses = _losses(said, labels)
-        self._add(_Learnt(bags, labels, weights, losses))
+        losses = log_losses(said, labels, weights, seen)
+        self._add(_Learnt(bags, labels, weights, seen, losses))
         if good is not None:
             more = losses - good                                                          # (B,)
             self._asked += len(more)
@@ -187,8 +191,8 @@ class Guard:
         losses = []
         try:
             for batch in self._batches:
-                said = self.learner.learn(batch.bags, batch.labels, batch.weights)
-                losses.append(_losses(said, batch.labels))
+                said = self.learner.learn(batch.bags, batch.labels, batch.weights, batch.seen)
+                losses.append(log_losses(said, batch.labels, batch.weights, batch.seen))
         except Diverged:
             return None
         return np.concatenate(losses), said
@@ -295,6 +299,8 @@ class Guard:
             }
             found |= {} if bags.values is None else {"values": bags.values}
             found |= {} if bags.lengths is None else {"lengths": bags.lengths}
+            seen = concat_seen([(len(batch.labels), batch.seen) for batch in self._batches])
+            found |= {} if seen is None else {"stage": seen.stage, "late": seen.late, "rate": seen.rate}
         return found
 
     def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
@@ -318,20 +324,15 @@ class Guard:
         self._kept = len(self._rows[0])
         self._place[self._rows[0]] = np.arange(1, self._kept + 1, dtype=np.int32)
         bags = Bags(int(state["fields"][0]), state["ids"], state.get("values"), state.get("lengths"))
+        seen = Seen(state["stage"], state["late"], state["rate"]) if "stage" in state else None
         end = 0
         for rows in state["cuts"].tolist():
             start, end = end, end + rows
             weights = state["weights"][start:end]
             self._batches.append(_Learnt(
                 bags.slice(start, end), state["labels"][start:end], None if np.isnan(weights).any() else weights,
-                state["losses"][start:end],
+                None if seen is None else seen.slice(start, end), state["losses"][start:end],
             ))
-
-
-def _losses(said: Floats, labels: Floats) -> NDArray[np.float64]:
-    """(B,) log loss of each example."""
-    p = np.clip(said.astype(np.float64), _CLIP, 1 - _CLIP)
-    return -np.log(np.where(labels > 0.5, p, 1 - p))
 
 
 def _mean(sums: NDArray[np.float64], n: int) -> tuple[float, float]:

@@ -17,8 +17,9 @@ import structlog
 from numpy.typing import NDArray
 
 from schemas.bags import Bags, concat
-from schemas.examples import Cursor, End, Examples
+from schemas.examples import Cursor, End, Examples, Stage
 from schemas.fields import FieldSchema, aligned
+from stream_trainer.losses import Seen, concat_seen
 
 log = structlog.get_logger()
 
@@ -30,6 +31,8 @@ class Batch:
     bags: B rows of ids. labels: (B,) f32. weights: (B,) f32 or None = 1. click_time_us: (B,) i64, 0 = no click.
     at_once: (B,) u8, 1 = final when its click came.
     joined_us: (B,) i64, wall clock of the joiner. served_probability: (B,) f32, NaN = not given.
+    source, impression, item: (B,), the row's impression by source partition and offset, and its place there.
+    seen: how labels came about that are not all final, or not of all examples.
     """
 
     bags: Bags
@@ -39,6 +42,10 @@ class Batch:
     at_once: NDArray[np.uint8]
     joined_us: NDArray[np.int64]
     served_probability: NDArray[np.float32]
+    source: NDArray[np.int64]
+    impression: NDArray[np.int64]
+    item: NDArray[np.uint16]
+    seen: Seen | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -67,7 +74,8 @@ class Intake:
     """What has come and is not learnt yet, and how far each partition is learnt.
 
     cursors: source partition → name of the last row learnt (or place behind it). tallies: how many events met which
-    end (End in lower case), and what was learnt: examples, positives, impressions.
+    end (End in lower case), and what was learnt: examples, positives, impressions; and of a second pass over the log:
+    corrections, true_positives, late_positives (those of them that had been seen as negatives).
     resume: partition of `examples` → first offset that must be read again after a crash. All three are true of the moment
     before the next `take`: save them together with the weights.
     """
@@ -85,6 +93,8 @@ class Intake:
         self._batch_rows = batch_rows
         self._waiting: deque[_Waiting] = deque()
         self._rows = 0
+        self._settled: list[tuple[int, int]] = []
+        self._settled_before = 0
         self._heads: dict[int, Cursor] = dict(self.cursors)  # how far each source partition has come in, learnt or not
 
     @property
@@ -123,9 +133,17 @@ class Intake:
             first.row += count
             left -= count
             self._learnt_to(first)
+            self._settled_before = len(self._settled)
             self._settle()
         self._rows -= rows
         return self._batch(parts)
+
+    def settled(self) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+        """Impressions, by source and offset, whose labels have all come: before the last row taken, and after it. Each is told
+        once."""
+        before, after = self._settled[: self._settled_before], self._settled[self._settled_before :]
+        self._settled, self._settled_before = [], 0
+        return before, after
 
     def _cut(self) -> int:
         """How many rows the next batch may hold: not over batch_rows, not past a replay's end."""
@@ -162,14 +180,23 @@ class Intake:
         self.cursors[source] = max(self.cursors.get(source, place), place)
 
     def _count(self, waiting: _Waiting, stop: int) -> None:
-        ends = waiting.examples.ends
-        for place in range(waiting.end, stop):
-            self.tallies[End(int(ends.reason[place])).name.lower()] += 1
+        ends, part = waiting.examples.ends, slice(waiting.end, stop)
+        reasons = ends.reason[part]
+        for reason, count in enumerate(np.bincount(reasons).tolist()):
+            if count:
+                self.tallies[End(reason).name.lower()] += count
+        if ends.item is not None:
+            unlearnt = np.isin(reasons, (End.SAMPLED_OUT, End.SUSPECT))
+            self.tallies["impressions"] += int(np.count_nonzero(unlearnt & (ends.item[part] == 0)))
+        source = waiting.examples.source_partition
+        self._settled += [(source, offset) for offset in ends.offset[part][reasons == End.SETTLED].tolist()]
         waiting.end = max(waiting.end, stop)
 
     def _batch(self, parts: list[tuple[Examples, int, int]]) -> Batch:
         """Columns of the rows taken; and the tallies of what is learnt with them."""
-        bags, labels, weights, clicks, at_once, joined, served, heads = [], [], [], [], [], [], [], 0
+        bags, labels, weights, clicks, at_once, joined, served, seen = [], [], [], [], [], [], [], []
+        source, impression, item = [], [], []
+        late = self.tallies["late_positives"] / max(self.tallies["true_positives"], 1)
         for examples, start, stop in parts:
             rows = slice(start, stop)
             part = examples.bags.slice(start, stop)
@@ -181,11 +208,12 @@ class Intake:
             joined.append(np.full(stop - start, examples.joined_us, np.int64))
             served.append(examples.served_probability[rows] if examples.served_probability is not None
                           else np.full(stop - start, np.nan, np.float32))
-            heads += int(np.count_nonzero(examples.item[rows] == 0))
+            source.append(np.full(stop - start, examples.source_partition, np.int64))
+            impression.append(examples.impression[rows])
+            item.append(examples.item[rows])
+            seen.append((stop - start, _seen(examples, rows, late)))
         label = np.concatenate(labels)
-        self.tallies["examples"] += len(label)
-        self.tallies["positives"] += int(label.sum())
-        self.tallies["impressions"] += heads   # each impression has one item 0, in some record
+        self._tally(label, np.concatenate(item), concat_seen(seen))
         weight = None
         if any(part is not None for part in weights):
             weight = np.concatenate([
@@ -193,5 +221,32 @@ class Intake:
             ])
         return Batch(
             concat(bags), label, weight, np.concatenate(clicks), np.concatenate(at_once), np.concatenate(joined),
-            np.concatenate(served),
+            np.concatenate(served), np.concatenate(source), np.concatenate(impression), np.concatenate(item), concat_seen(seen),
         )
+
+    def _tally(self, label: NDArray[np.float32], item: NDArray[np.uint16], seen: Seen | None) -> None:
+        """Count what is learnt. Each impression has one item 0, in some record or sampled out; in mode immediate its click is
+        another example, in a second pass all are."""
+        heads, positive = item == 0, label > 0.5
+        if seen is not None:
+            second = seen.stage >= Stage.TRUE
+            self.tallies["corrections"] += int(second.sum())
+            self.tallies["true_positives"] += int((second & positive).sum())
+            self.tallies["late_positives"] += int((seen.stage == Stage.TRUE_LATE).sum())
+            heads &= ~second & ~((seen.stage == Stage.IMMEDIATE) & positive)
+            positive &= ~second
+        self.tallies["examples"] += len(label) if seen is None else int(np.count_nonzero(seen.stage < Stage.TRUE))
+        self.tallies["positives"] += int(positive.sum())
+        self.tallies["impressions"] += int(heads.sum())
+
+
+def _seen(examples: Examples, rows: slice, late: float) -> Seen | None:
+    """How the labels of a record's rows came about; None: all are final, and of all examples."""
+    if examples.stage is None and not examples.negative_rate:
+        return None
+    count = rows.stop - rows.start
+    return Seen(
+        np.full(count, Stage.FINAL, np.uint8) if examples.stage is None else examples.stage[rows],
+        np.full(count, late, np.float32), np.full(count, examples.negative_rate or 1.0, np.float32),
+    )
+

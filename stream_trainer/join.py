@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -23,11 +23,14 @@ from numpy.typing import NDArray
 from schemas.bags import Bags, concat
 from schemas.config import JoinConfig
 from schemas.errors import BadEvent
-from schemas.events import Action, Event, Impression, Tick, parse
-from schemas.examples import LAST_ITEM, Cursor, End, Examples, after_all_of, ends_from
+from schemas.events import Action, Event, Impression, Tick, parse, without_features
+from schemas.examples import LAST_ITEM, Cursor, End, Examples, Stage, after_all_of, ends_from
+from schemas.hashing import is_kept
+from stream_trainer.pulse import Pulse
 
 RECORD_IDS = 1 << 16     # ids in one record at most, beside join.record_rows: 512 KiB, half of Kafka's default limit
 NO_TIME = -(1 << 62)     # the watermark of a log in which no event was read
+MOST_VALUE = 1e6         # of an action as its example's weight: one of more would be the only one learnt
 
 
 class Low(NamedTuple):
@@ -38,6 +41,7 @@ class Low(NamedTuple):
     holding: bool
     flowing_since_us: int  # event time since which impressions have come without a pause of a window
     shown_us: int          # event time of the newest impression
+    pulse: Pulse = Pulse()  # whether labels still come
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +70,13 @@ class _Entry:
     horizon_us: int                        # forgotten when the watermark reaches this
     offset: int = -1                       # of the impression; -1 = not come yet
     deadline_us: int = 0                   # an action counts before this
-    eager: bool = False                    # a click makes its label final at once
+    at_once: bool = False                  # examples come before the window's end
     shown: Impression | None = None        # None before it comes, and again once all its labels are final
     bags: Bags | None = None
     places: dict[str, int] = field(default_factory=dict)   # item id → place; kept while the id is remembered
     clicked: dict[int, int] = field(default_factory=dict)  # place → time of the click, µs
+    late: set[int] = field(default_factory=set)            # places of clicks that only the second pass knows
+    values: dict[int, float] = field(default_factory=dict)  # place → value of the click, where it is the weight
     early: list[_Early] = field(default_factory=list)
 
 
@@ -84,6 +90,8 @@ class _Rows(NamedTuple):
     shown: Impression
     clicked: dict[int, int]
     at_once: bool
+    weights: NDArray[np.float32] | None = None   # None = 1
+    stages: NDArray[np.uint8] | None = None      # None = final
 
     @property
     def name(self) -> Cursor:
@@ -95,6 +103,7 @@ class _EndRow(NamedTuple):
     trigger: int
     offset: int
     reason: End
+    places: tuple[int, ...] = ()   # of the items that met it; none = the event did
 
     @property
     def name(self) -> Cursor:
@@ -103,18 +112,21 @@ class _EndRow(NamedTuple):
 
 BEGINNING = Low(0, NO_TIME, False, NO_TIME, NO_TIME)
 Encode = Callable[[Impression], Bags]
+Outcomes = Callable[[int, Impression], Mapping[str, int]]
 
 
 class JoinCore:
     """One partition's join, from `start` on.
 
     encode: an impression → its bags of ids, one row per item; raises BadEvent. field_numbers, field_digests: what those
-    bags are made of. After each `feed`, `records()` hands over what is complete and `dead_letters` what was unusable.
+    bags are made of. outcomes: for the second pass (corrections.py), an impression by its offset → items with an action that
+    came after the window too, and when; its ends were counted by the first pass. After each `feed`, `records()` hands over
+    what is complete and `dead_letters` what was unusable.
     """
 
     def __init__(
         self, partition: int, config: JoinConfig, start: Low, encode: Encode,
-        field_numbers: tuple[int, ...], field_digests: tuple[int, ...],
+        field_numbers: tuple[int, ...], field_digests: tuple[int, ...], outcomes: Outcomes | None = None,
     ) -> None:
         self.partition = partition
         self.config = config
@@ -125,13 +137,16 @@ class JoinCore:
         self.holding = start.holding
         self.flowing_since_us = start.flowing_since_us
         self.shown_us = start.shown_us
+        self.pulse = start.pulse
         self._encode = encode
+        self._outcomes = outcomes
         self._field_numbers = field_numbers
         self._field_digests = field_digests
         self._window_us = round(config.window_s * 1e6)
         self._lateness_us = round(config.lateness_s * 1e6)
         self._reach_us = self._window_us + self._lateness_us
-        self._ahead_us = round(config.max_ahead_s * 1e6)
+        served = config.negative_rate < 1 and config.negative_correction == "serving"
+        self._unweighted = config.negative_rate if served else 0.0
         self._entries: OrderedDict[str, _Entry] = OrderedDict()  # in the order of their low offsets
         self._due: list[tuple[int, int, str]] = []               # heap of (time, low offset, id)
         self._now: list[_Rows | _EndRow] = []                    # what the record in hand led to
@@ -173,24 +188,13 @@ class JoinCore:
         """The next record. kafka_time_us: its Kafka timestamp, which bounds how far ahead its own time may be."""
         before = self._here(offset)
         try:
-            event = self._clamped(parse(value), kafka_time_us)
+            event = parsed(value, kafka_time_us, self.config, self.counts)
             self._advance(offset, event.time_us)
             self._apply(offset, event, before, value or b"")
         except BadEvent as bad:
             self._bury(offset, bad, value or b"")
         self.next_offset = offset + 1
         self._settle(offset)
-
-    def _clamped(self, event: Event, kafka_time_us: int) -> Event:
-        """Ticks are our own and stand as they are; a producer's clock may be wrong."""
-        if isinstance(event, Tick) or event.time_us <= kafka_time_us + self._ahead_us:
-            return event
-        self.counts["clamped"] += 1
-        if isinstance(event, Action):
-            return Action(event.impression_id, event.action, event.item_id, kafka_time_us, event.value)
-        return Impression(
-            event.impression_id, kafka_time_us, event.slate, event.served_probability, event.served_version, event.echo
-        )
 
     def _advance(self, trigger: int, time_us: int) -> None:
         """Time has come to `time_us`: close what is due, forget what no coming record can need."""
@@ -210,6 +214,8 @@ class JoinCore:
                 del self._entries[impression_id]
             else:
                 heapq.heappush(self._due, (entry.horizon_us, low_offset, impression_id))
+        if self.config.suspect_labels:
+            self.pulse = self.pulse.at(time_us, self._reach_us, self.config.suspect_labels)
 
     def _apply(self, offset: int, event: Event, before: Low, value: bytes) -> None:
         if isinstance(event, Tick):
@@ -219,6 +225,8 @@ class JoinCore:
         elif isinstance(event, Impression):
             self.counts["impressions"] += 1
             self._flow(event.time_us)
+            if self.config.suspect_labels:
+                self.pulse = self.pulse.shown(self.watermark_us, len(event.slate.item_ids), self._reach_us)
             self._impression(offset, event, before)
         else:
             self.counts["actions"] += 1
@@ -239,18 +247,28 @@ class JoinCore:
         else:
             self._touch(entry, shown.time_us)
             heapq.heappush(self._due, (shown.time_us + self._reach_us, entry.low.offset, shown.impression_id))
-        entry.offset, entry.shown, entry.bags = offset, shown, bags
+        entry.offset, entry.shown, entry.bags = offset, without_features(shown), bags
         entry.deadline_us = shown.time_us + self._window_us
-        entry.eager = self._eager(shown.time_us)
+        at_once, immediate = self._at_once(shown.time_us), self.config.mode == "immediate"
+        entry.at_once = at_once and not immediate
         entry.places = {item: place for place, item in enumerate(shown.slate.item_ids)}
         early, entry.early = entry.early, []
         for click in early:
             self._label(offset, click.offset, entry, click.action, click.value)
+        if at_once and immediate and not self._in_doubt(entry):
+            entry.at_once = True
+            self._emit(offset, entry, np.arange(len(entry.places)))
 
     def _action(self, offset: int, action: Action, before: Low, value: bytes) -> None:
         if action.action != self.config.action:
             self._end(offset, offset, End.OTHER_ACTION)
             return
+        if self.config.suspect_labels:
+            if self.pulse.stopped:
+                self.flowing_since_us = self.watermark_us   # as after a pause in the traffic: the next window waits
+            self.pulse = self.pulse.label(self.watermark_us, self._reach_us)
+        if self.config.value_as_weight and not 0 <= action.value <= MOST_VALUE:
+            raise BadEvent("bad_value", f"value: what an example weighs is from 0 to {MOST_VALUE:,.0f}, got {action.value}")
         entry = self._entries.get(action.impression_id)
         if entry is None:
             if action.time_us + self._reach_us <= self.watermark_us:
@@ -273,20 +291,41 @@ class JoinCore:
             self._end(trigger, offset, End.DUPLICATE_ACTION)
         elif entry.shown is None or action.time_us >= entry.deadline_us:
             self._end(trigger, offset, End.LATE_ACTION)
+        elif self._in_doubt(entry):
+            self._end(trigger, offset, End.SUSPECT_ACTION)
         else:
             entry.clicked[place] = action.time_us
-            if entry.eager:
+            if self.config.value_as_weight:
+                entry.values[place] = action.value
+            if entry.at_once:
                 self._emit(trigger, entry, np.array([place], np.intp), at_once=True)
 
     def _close(self, trigger: int, entry: _Entry) -> None:
         """The window is over: what has no label yet gets it, and only the names stay."""
         items = len(entry.places)
-        if not entry.clicked or not entry.eager:
-            places = np.arange(items)
+        if self._in_doubt(entry):
+            self._end(trigger, entry.offset, End.SUSPECT, tuple(range(items)))
+            entry.shown = entry.bags = None
+            return
+        if self._outcomes is not None and entry.shown is not None:
+            for item, time_us in self._outcomes(entry.offset, entry.shown).items():
+                place = entry.places.get(item)
+                if place is not None and place not in entry.clicked:
+                    entry.clicked[place] = time_us
+                    entry.late.add(place)
+        if entry.at_once and self.config.mode == "immediate":
+            self._end(trigger, entry.offset, End.SETTLED)
+        elif not entry.clicked or not entry.at_once:
+            self._emit(trigger, entry, np.arange(items))
         else:
-            places = np.array([place for place in range(items) if place not in entry.clicked], np.intp)
-        self._emit(trigger, entry, places)
+            self._emit(trigger, entry, np.array([place for place in range(items) if place not in entry.clicked], np.intp))
         entry.shown = entry.bags = None
+
+    def _in_doubt(self, entry: _Entry) -> bool:
+        """Whether the group was shown while labels had stopped, and has none; what was learnt of it stands."""
+        if entry.shown is None or entry.shown.time_us >= self.pulse.doubt_us or entry.clicked:
+            return False
+        return not (entry.at_once and self.config.mode == "immediate")
 
     def _flow(self, shown_us: int) -> None:
         """Notice a pause in the traffic. Every impression counts, duplicates and late ones too: what a restarted core
@@ -295,15 +334,16 @@ class JoinCore:
             self.flowing_since_us = shown_us
         self.shown_us = max(self.shown_us, shown_us)
 
-    def _eager(self, shown_us: int) -> bool:
-        """Whether a click counts at once. Not within the first window of a log or after a pause: the negatives come a window
-        later, and a model that sees nothing but clicks until then believes in nothing else."""
-        return self.config.mode == "eager" and shown_us >= self.flowing_since_us + self._window_us
+    def _at_once(self, shown_us: int) -> bool:
+        """Whether examples come before the window's end. Not within the first window of a log or after a pause: in mode eager
+        its negatives come a window after its clicks, and a model that sees nothing but clicks until then believes in nothing
+        else; in mode immediate it is the other way round."""
+        return self.config.mode != "wait" and shown_us >= self.flowing_since_us + self._window_us
 
     # --- bookkeeping ---
 
     def _here(self, offset: int) -> Low:
-        return Low(offset, self.watermark_us, self.holding, self.flowing_since_us, self.shown_us)
+        return Low(offset, self.watermark_us, self.holding, self.flowing_since_us, self.shown_us, self.pulse)
 
     def _remember(self, impression_id: str, time_us: int, before: Low) -> _Entry:
         entry = self._entries[impression_id] = _Entry(before, time_us + self._reach_us)
@@ -318,15 +358,65 @@ class JoinCore:
         self.counts[f"dead_{bad.reason}"] += 1
         self._end(offset if trigger is None else trigger, offset, End.DEAD_LETTER)
 
-    def _end(self, trigger: int, offset: int, reason: End) -> None:
-        self._now.append(_EndRow(trigger, offset, reason))
-        self.counts[reason.name.lower()] += 1
+    def _end(self, trigger: int, offset: int, reason: End, places: tuple[int, ...] = ()) -> None:
+        if self._outcomes is None or reason is End.FLUSH:
+            self._now.append(_EndRow(trigger, offset, reason, places))
+        self.counts[reason.name.lower()] += len(places) or 1
 
     def _emit(self, trigger: int, entry: _Entry, places: NDArray[np.intp], at_once: bool = False) -> None:
-        if entry.shown is None or entry.bags is None or not len(places):
+        """Examples of these places, as what is known of them now labels them; negatives that the sample leaves out are ends."""
+        if entry.shown is None or entry.bags is None:
             return
-        self._now.append(_Rows(trigger, entry.offset, places, entry.bags, entry.shown, entry.clicked, at_once))
+        if self.config.negative_rate < 1:
+            places = self._sampled(trigger, entry, places)
+        if not len(places):
+            return
+        clicked = entry.clicked
+        if self.config.mode == "immediate" and entry.at_once:
+            clicked = {place: clicked[place] for place in places.tolist() if place in clicked}  # as of now
+        self._now.append(_Rows(
+            trigger, entry.offset, places, entry.bags, entry.shown, clicked, at_once,
+            self._weights(entry, places), self._stages(entry, places, at_once),
+        ))
         self.counts["examples"] += len(places)
+
+    def _sampled(self, trigger: int, entry: _Entry, places: NDArray[np.intp]) -> NDArray[np.intp]:
+        """Places with a click, and of the others those that a hash of (impression, item, seed) keeps: always the same ones."""
+        shown, rate, seed = entry.shown, self.config.negative_rate, self.config.negative_seed
+        assert shown is not None
+        out = tuple(
+            place for place in places.tolist() if place not in entry.clicked
+            and not is_kept(shown.impression_id, shown.slate.item_ids[place], rate, seed)
+        )
+        if not out:
+            return places
+        self._end(trigger, entry.offset, End.SAMPLED_OUT, out)
+        return places[~np.isin(places, out)]
+
+    def _weights(self, entry: _Entry, places: NDArray[np.intp]) -> NDArray[np.float32] | None:
+        """What each example counts for; None = 1."""
+        config = self.config
+        weighted = config.negative_rate < 1 and not self._unweighted
+        if not weighted and not config.value_as_weight:
+            return None
+        negative = 1 / config.negative_rate if weighted else 1.0
+        return np.array(
+            [entry.values.get(place, 1.0) if place in entry.clicked else negative for place in places.tolist()], np.float32
+        )
+
+    def _stages(self, entry: _Entry, places: NDArray[np.intp], at_once: bool) -> NDArray[np.uint8] | None:
+        """What each label is worth; None = final."""
+        if self._outcomes is not None:
+            late = [place in entry.late for place in places.tolist()]
+            return np.where(late, Stage.TRUE_LATE, Stage.TRUE).astype(np.uint8)
+        if self.config.mode == "corrected":
+            return np.full(len(places), Stage.OBSERVED, np.uint8)
+        if self.config.mode != "immediate" or not entry.at_once:
+            return None
+        if at_once:
+            return np.full(len(places), Stage.IMMEDIATE, np.uint8)
+        both = [place in entry.clicked for place in places.tolist()]
+        return np.where(both, Stage.IMMEDIATE_BOTH, Stage.IMMEDIATE).astype(np.uint8)
 
     def _settle(self, trigger: int) -> None:
         """What this record led to goes out in the order of names; full records are sealed."""
@@ -348,35 +438,56 @@ class JoinCore:
 
     def _seal(self, through: Cursor) -> None:
         rows = [one for one in self._out if isinstance(one, _Rows)]
-        ends = [(one.trigger, one.offset, int(one.reason)) for one in self._out if isinstance(one, _EndRow)]
-        self._sealed.append(
-            _examples(self.partition, self._after, through, self._field_numbers, self._field_digests, rows, ends)
-        )
+        ends = [(one.trigger, one.offset, int(one.reason), one.places) for one in self._out if isinstance(one, _EndRow)]
+        self._sealed.append(_examples(
+            self.partition, self._after, through, self._field_numbers, self._field_digests, rows, ends, self._unweighted
+        ))
         self._after = through
         self._out, self._out_rows, self._out_ids = [], 0, 0
 
 
+def parsed(value: bytes | None, kafka_time_us: int, config: JoinConfig, counts: Counter[str] | None = None) -> Event:
+    """A record's event, its time clamped to the record's Kafka timestamp where a producer's clock is far ahead of it; ticks
+    are our own and stand as they are. counts: where a clamped one is counted. Raises BadEvent."""
+    event = parse(value)
+    if isinstance(event, Tick) or event.time_us <= kafka_time_us + round(config.max_ahead_s * 1e6):
+        return event
+    if counts is not None:
+        counts["clamped"] += 1
+    if isinstance(event, Action):
+        return Action(event.impression_id, event.action, event.item_id, kafka_time_us, event.value)
+    return Impression(
+        event.impression_id, kafka_time_us, event.slate, event.served_probability, event.served_version, event.echo
+    )
+
+
 def _examples(
     partition: int, after: Cursor, through: Cursor, numbers: tuple[int, ...], digests: tuple[int, ...],
-    parts: list[_Rows], ends: list[tuple[int, int, int]],
+    parts: list[_Rows], ends: list[tuple[int, int, int, tuple[int, ...]]], negative_rate: float,
 ) -> Examples:
     """Parts of impressions as columns."""
     counts = np.array([len(part.places) for part in parts], np.int64)
     places = np.concatenate([part.places for part in parts]) if parts else np.empty(0, np.intp)
-    clicked = np.concatenate([
-        np.array([part.clicked.get(place, 0) for place in part.places.tolist()], np.int64) if part.clicked
-        else np.zeros(len(part.places), np.int64)
-        for part in parts
-    ]) if parts else np.empty(0, np.int64)
+    clicked = np.zeros(len(places), np.int64)
+    for part, stop in zip(parts, counts.cumsum().tolist(), strict=True):
+        if part.clicked:
+            clicked[stop - len(part.places) : stop] = [part.clicked.get(place, 0) for place in part.places.tolist()]
 
-    probability = version = at_once = None
+    probability = version = at_once = weight = stage = None
+    if any(part.weights is not None for part in parts):
+        weight = np.concatenate([
+            np.ones(len(part.places), np.float32) if part.weights is None else part.weights for part in parts
+        ])
+    if any(part.stages is not None for part in parts):
+        stage = np.concatenate([
+            np.zeros(len(part.places), np.uint8) if part.stages is None else part.stages for part in parts
+        ])
     if any(part.at_once for part in parts):
         at_once = np.repeat(np.array([part.at_once for part in parts], np.uint8), counts)
     if any(part.shown.served_probability is not None for part in parts):
         probability = np.concatenate([
             np.full(len(part.places), np.nan, np.float32) if part.shown.served_probability is None
-            else np.asarray(part.shown.served_probability, np.float32)[part.places]
-            for part in parts
+            else _of_places(np.asarray(part.shown.served_probability, np.float32), part.places) for part in parts
         ])
     if any(part.shown.served_version for part in parts):
         version = np.repeat(np.array([part.shown.served_version for part in parts], np.uint64), counts)
@@ -393,13 +504,20 @@ def _examples(
         event_time_us=per_part([part.shown.time_us for part in parts]),
         click_time_us=clicked,
         bags=concat([_taken(part) for part in parts]) if parts else Bags(max(len(numbers), 1), np.empty(0, np.uint64)),
-        ends=ends_from(ends), served_probability=probability, served_version=version, at_once=at_once,
+        ends=ends_from(ends), served_probability=probability, served_version=version, at_once=at_once, weight=weight,
+        stage=stage, negative_rate=negative_rate,
     )
+
+
+def _of_places(column: NDArray[np.float32], places: NDArray[np.intp]) -> NDArray[np.float32]:
+    return column if len(places) == len(column) else column[places]
 
 
 def _taken(part: _Rows) -> Bags:
     """The bags of the places that became final."""
+    if len(part.places) == len(part.entry_bags):
+        return part.entry_bags
     if len(part.places) == 1:
         place = int(part.places[0])
         return part.entry_bags.slice(place, place + 1)
-    return part.entry_bags if len(part.places) == len(part.entry_bags) else part.entry_bags.take(part.places)
+    return part.entry_bags.take(part.places)

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gc
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -24,19 +25,29 @@ from schemas.echo import to_bags, with_training_fields
 from schemas.errors import BrokerError
 from schemas.events import Impression, Tick, tick_bytes
 from schemas.journal import Journal
-from stream_trainer import faust_driver
+from stream_trainer import faust_driver, pulse
+from stream_trainer.corrections import SECOND
+from stream_trainer.corrector import Corrector
 from stream_trainer.faust_driver import Kafka, Position, Record
+from stream_trainer.holding import Holding
 from stream_trainer.join import BEGINNING, NO_TIME, DeadLetter, JoinCore, Low
 from stream_trainer.slots import take_slot
 
 KEPT_BYTES = 256 << 10   # of an unusable record; the source offset finds the rest
 STATUS_EVERY_S = 1.0
+CHECK_EVERY = 64         # records between two looks at a key's partition: murmur2 in Python costs 10 µs
+ALARM_EVERY = 1000       # misplaced records between two log lines
+CORRECTION_TICKS = 1000  # most ticks in a quiet partition until its last example is corrected
+# What is held is a great many small things without cycles: looking through all of them for some took a fifth of the time.
+GC_THRESHOLDS = (50_000, 50, 1_000)
 
 log = structlog.get_logger()
 
 
 def run(settings: Settings) -> None:
     """Join until asked to stop."""
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
     schema = fields.load(settings.model.schema)
     handler = Joiner(settings, schema)
     topic = settings.kafka.topic("events")
@@ -61,12 +72,17 @@ class Joiner:
         self._ticked_us: dict[int, int] = {}         # partition → time of the last tick we wrote
         self._unacknowledged: list[asyncio.Future[Any]] = []
         self._committed: dict[int, Low] = {}
-        self._example_partitions = 0
+        self._example_partitions = self._event_partitions = 0
+        self._unchecked = CHECK_EVERY
         self._totals: Counter[str] = Counter()       # of cores that were dropped
+        self._holding = Holding(settings.join)
         self._journal = Journal(settings.metrics_dir / "joiner.jsonl")
         self._kafka: Kafka | None = None
         self._stopping = False
         self._in_order = asyncio.Lock()              # records leave in the order in which they were made
+        self._corrector = Corrector(
+            settings, schema, group_of(settings), self._encode, self._send_second, start_of, metadata_of
+        ) if settings.join.mode == "corrected" else None
 
     # --- the driver's calls ---
 
@@ -76,6 +92,7 @@ class Joiner:
         for core in self._cores.values():
             self._totals.update(core.counts)
         self._example_partitions = await kafka.partitions(self._settings.kafka.topic("examples"))
+        self._event_partitions = await kafka.partitions(self._settings.kafka.topic("events"))
         self._cores, self._committed, self._unacknowledged = {}, {}, []
         for partition, at in found.items():
             start = start_of(self._settings.kafka.topic("events"), partition, at)
@@ -85,16 +102,53 @@ class Joiner:
             )
             self._quiet_since[partition] = time.monotonic()
             self._ticked_us[partition] = NO_TIME
+        if self._corrector is not None:
+            await self._corrector.assigned(found)
         log.info("joiner.assigned", partitions=sorted(found), starts={p: c.next_offset for p, c in self._cores.items()})
         return {partition: core.next_offset for partition, core in self._cores.items()}
 
-    async def record(self, record: Record) -> None:
-        core = self._cores.get(record.partition)
-        if core is None or record.offset < core.next_offset:
+    async def records(self, records: Sequence[Record]) -> None:
+        partition = records[0].partition
+        core = self._cores.get(partition)
+        if core is None:
             return
-        core.feed(record.offset, record.kafka_time_us, record.value)
-        self._quiet_since[record.partition] = time.monotonic()
+        self._check_place(records)
+        for record in records:
+            if record.offset >= core.next_offset:
+                core.feed(record.offset, record.kafka_time_us, record.value)
+        self._quiet_since[partition] = time.monotonic()
+        self._check_memory()
         await self._emit(core)
+
+    def _check_memory(self) -> None:
+        """Raises MemoryLimit, which ends the process: labels that it cannot hold it must not lose unsaid."""
+        cores = [core for core in self._cores.values() if core.open]
+        self._holding.check(
+            sum(core.open for core in cores),
+            max((core.watermark_us - max(core.low().watermark_us, core.flowing_since_us) for core in cores), default=0),
+        )
+
+    def _check_place(self, records: Sequence[Record]) -> None:
+        """Whether a producer's partitioner is Kafka's: where it is not, a click need not meet its impression. A sample: one
+        record of every 64 or more."""
+        self._unchecked += len(records)
+        if self._unchecked < CHECK_EVERY:
+            return
+        record = next((record for record in records if record.key is not None), None)
+        if record is None or record.key is None:
+            return
+        self._unchecked = 0
+        self._totals["places_checked"] += 1
+        right = faust_driver.partition_of(record.key, self._event_partitions)
+        if right == record.partition:
+            return
+        self._totals["misplaced"] += 1
+        if self._totals["misplaced"] % ALARM_EVERY == 1:
+            log.error(
+                "event.misplaced", partition=record.partition, offset=record.offset, belongs_to=right,
+                misplaced=self._totals["misplaced"], of=self._totals["places_checked"],
+                does="joins what is there; clicks elsewhere are lost: set the producer's partitioner=murmur2_random",
+            )
 
     async def running(self, kafka: Kafka) -> None:
         """Flush, tick, commit and report, each in its own rhythm."""
@@ -119,6 +173,8 @@ class Joiner:
 
     async def stopping(self) -> None:
         self._stopping = True
+        if self._corrector is not None:
+            await self._corrector.stop()
         if self._kafka is not None:
             await self._commit(self._kafka)
         self._report()
@@ -141,6 +197,12 @@ class Joiner:
 
     async def _send(self, kafka: Kafka, topic: str, partition: int | None, key: bytes | None, value: bytes) -> None:
         self._unacknowledged.append(await kafka.send(self._settings.kafka.topic(topic), partition, key, value))
+
+    async def _send_second(self, record: examples.Examples) -> asyncio.Future[Any]:
+        """What the second pass made; the producer closes after it was stopped."""
+        assert self._kafka is not None
+        partition = record.source_partition % SECOND % self._example_partitions
+        return await self._kafka.send(self._settings.kafka.topic("examples"), partition, None, examples.encode(record))
 
     def _acknowledge(self) -> None:
         """Let go of what is durable. Raises what went wrong: a record that is lost would be a gap."""
@@ -174,7 +236,10 @@ class Joiner:
         for partition, core in self._cores.items():
             quiet_s = now - self._quiet_since[partition]
             patience_s = join.hold_timeout_s if core.holding else join.tick_every_s
-            if not core.open or quiet_s < patience_s or core.watermark_us == NO_TIME:
+            if not core.open:
+                patience_s = max(patience_s, join.correct_after_s / CORRECTION_TICKS)
+            waits = core.open or (self._corrector is not None and self._corrector.waits(partition))
+            if not waits or quiet_s < patience_s or core.watermark_us == NO_TIME:
                 continue
             time_us = core.watermark_us + round(quiet_s * 1e6)
             if time_us <= self._ticked_us[partition]:
@@ -184,6 +249,11 @@ class Joiner:
 
     def _encode(self, shown: Impression) -> Bags:
         """The ids that were scored, where the event brings them back; else made from its features."""
+        bags = self._bags(shown)
+        self._holding.add(bags)
+        return bags
+
+    def _bags(self, shown: Impression) -> Bags:
         if shown.echo is not None:
             bags = to_bags(shown.echo, self._schema)
             if bags is not None:
@@ -198,7 +268,9 @@ class Joiner:
             counts.update(core.counts)
         self._journal.write({
             "event": "joiner.status", "partitions": sorted(self._cores), "open": sum(c.open for c in self._cores.values()),
+            "bytes_per_open": round(self._holding.bytes_per_impression),
             "counts": dict(counts), "unknown_fields": dict(self._encoder.unknown),
+            **({} if self._corrector is None else {"actions_held": self._corrector.held}),
         })
 
 
@@ -217,14 +289,14 @@ def start_of(topic: str, partition: int, at: Position) -> Low:
 
 def metadata_of(low: Low) -> str:
     """What a commit keeps beside the offset."""
-    return f"v1 {low.watermark_us} {int(low.holding)} {low.flowing_since_us} {low.shown_us}"
+    return f"v2 {low.watermark_us} {int(low.holding)} {low.flowing_since_us} {low.shown_us} {pulse.to_text(low.pulse)}"
 
 
 def low_from(offset: int, metadata: str) -> Low:
     """A commit read back. Offsets that somebody else set (a tool's reset) carry no watermark: time starts anew there."""
     match metadata.split(" "):
-        case ["v1", watermark, holding, flowing_since, shown]:
-            return Low(offset, int(watermark), holding == "1", int(flowing_since), int(shown))
+        case ["v2", watermark, holding, flowing_since, shown, labels]:
+            return Low(offset, int(watermark), holding == "1", int(flowing_since), int(shown), pulse.from_text(labels))
     return BEGINNING._replace(offset=offset)
 
 

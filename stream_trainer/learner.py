@@ -20,6 +20,7 @@ from schemas.fields import FieldSchema
 from schemas.models import build
 from schemas.models.pooling import pool
 from schemas.snapshot import weights_digest
+from stream_trainer.losses import Seen, counts, loss_weights, shift
 from stream_trainer.optimisers import DenseOptimiser, row_optimiser
 from stream_trainer.table import Table
 
@@ -53,20 +54,22 @@ class Learner:
         self._random = torch.Generator(self.device)
         self.model.draw_from(self._random)
 
-    def learn(self, bags: Bags, labels: Floats, weights: Floats | None = None) -> Floats:
+    def learn(self, bags: Bags, labels: Floats, weights: Floats | None = None, seen: Seen | None = None) -> Floats:
         """One step. Returns what the model said of each row before it: (B,) probabilities.
 
         labels: (B,) 0 or 1. weights: (B,) importance of each example, None = 1. The loss is Σ w·(log loss), a sum and no
         mean: a weight of 2 is the example twice, and what a row learns from an example does not depend on how many others
-        came with it. Raises ShapeError, and Diverged before anything is learnt.
+        came with it. seen: how labels came about that are not all final, or not of all examples; what is said is the chance
+        of the final label among all. Raises ShapeError, and Diverged before anything is learnt.
         """
-        if len(bags) == 0 or len(labels) != len(bags) or (weights is not None and len(weights) != len(bags)):
+        if len(bags) == 0 or any(column is not None and len(column) != len(bags) for column in (labels, weights, seen)):
             given = "none" if weights is None else str(len(weights))
             raise ShapeError(f"a batch of {len(bags)} rows with {len(labels)} labels and {given} weights")
         target = self._tensor(labels)                                                       # (B,)
         importance = None if weights is None else self._tensor(weights)
+        shown, clicked = counts(labels, weights, seen)                                      # (B,), (B,)
         bags = crossed(bags, self.schema)
-        said = self._begin(bags, target) if self.batches_learnt == 0 else None
+        said = self._begin(bags, shown, clicked) if self.batches_learnt == 0 else None
 
         # 1. Each row once, and its weights as the leaves of this batch's graph.
         rows, inverse = torch.unique(self.table.numbers(bags.ids), return_inverse=True)     # (N,), (n,)
@@ -79,7 +82,14 @@ class Learner:
             self._random.manual_seed(_seed(self.model_config.seed, self.batches_learnt))
         self.model.train()
         logits = self.model(*pool(leaves.index_select(0, inverse), bags, self.schema.columns, self.model.counted))  # (B,)
-        loss = nn.functional.binary_cross_entropy_with_logits(logits, target, importance, reduction="sum")
+        compared = logits                                                                   # (B,) or one of each head: (H, B)
+        if seen is not None:
+            compared = logits - self._tensor(shift(seen))
+            corrections = loss_weights(logits, target, seen)
+            importance = corrections if importance is None else importance * corrections
+        loss = nn.functional.binary_cross_entropy_with_logits(
+            compared, target.expand_as(compared), importance, reduction="sum"
+        )
         found = loss.item()
         if not math.isfinite(found):
             for buffer, was in zip(self.model.buffers(), before, strict=True):
@@ -94,21 +104,20 @@ class Learner:
         self._dense.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         assert leaves.grad is not None
-        self.table.apply(rows, leaves.grad, self._counts(len(rows), inverse, bags, target, importance))
+        self.table.apply(rows, leaves.grad, self._counts(len(rows), inverse, bags, shown, clicked))
         self._dense.step()
         self.model.learnt(len(bags))
         self.batches_learnt += 1
         self.examples_learnt += len(bags)
-        return _array(logits.detach().sigmoid()) if said is None else said
+        return _array(logits.detach().reshape(-1, len(bags)).mean(dim=0).sigmoid()) if said is None else said
 
     @torch.no_grad()
-    def _counts(self, n: int, inverse: Tensor, bags: Bags, labels: Tensor, importance: Tensor | None) -> Tensor | None:
+    def _counts(self, n: int, inverse: Tensor, bags: Bags, shown: Floats, clicked: Floats) -> Tensor | None:
         """What each row was seen and clicked in this batch: (N, 2), an example by its importance, an id that comes twice
         twice. None for a model without statistics."""
         if self.model.statistics is None:
             return None
-        seen = torch.ones_like(labels) if importance is None else importance                # (B,)
-        both = torch.stack([seen, seen * labels], dim=1)                                    # (B, 2)
+        both = torch.stack([self._tensor(shown), self._tensor(clicked)], dim=1)             # (B, 2)
         self.model.statistics.count(*both.sum(dim=0))
         if bags.lengths is None:
             each = both.repeat_interleave(bags.fields, dim=0)                               # (n, 2)
@@ -158,12 +167,12 @@ class Learner:
         """A copy: what came from a message's bytes cannot be written, and torch wants that it can."""
         return torch.from_numpy(np.array(floats, np.float32)).to(self.device)
 
-    def _begin(self, bags: Bags, labels: Tensor) -> Floats:
+    def _begin(self, bags: Bags, shown: Floats, clicked: Floats) -> Floats:
         """Before the first batch: set the global bias to the log-odds of its clicks, so that rare clicks need not be
         learnt one small step after the other. Returns the batch's scores before that."""
         said = self._score(bags)
-        clicks = float(labels.sum())
-        self.model.begin(math.log((clicks + 1) / (len(labels) - clicks + 1)))
+        clicks = float(clicked.sum())
+        self.model.begin(math.log((clicks + 1) / (max(float(shown.sum()) - clicks, 0.0) + 1)))
         return said
 
 

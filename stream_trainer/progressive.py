@@ -1,5 +1,8 @@
 """Progressive validation: every example is scored before it is learnt, so the stream itself is the test set.
 
+An example is judged once, by its final label (verdicts.py holds what was said until that is known), and counts for its
+weight, so that sampled negatives stand for all.
+
 Windows are cut by count, whatever the batches were, and over a whole run the figures do not depend on how it was cut
 either: they are taken from whole windows. Log loss is in float64 of probabilities clipped to [1e-7, 1 − 1e-7].
 Source: Blum, Kalai, Langford, Beating the Hold-Out, COLT 1999; He et al., ADKDD 2014, for NE and calibration.
@@ -16,8 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.errors import ShapeError
+from stream_trainer.verdicts import Verdicts
 
 Floats = NDArray[np.float32]
+Rows = tuple[Floats, Floats, Floats]   # probabilities, labels, weights
 
 CLIP = 1e-7                # nearest a probability may be to 0 or 1: float32 has nothing between 1 − 6e-8 and 1
 BINS = 1 << 16             # of the lifetime's AUC, over the logit
@@ -31,6 +36,7 @@ class Window:
     auc: chance that a click scored above a non-click, ties half; None where there is only one class, for which it does
     not exist. auc_error: how far it can be off at most (0: exact). normalized_entropy: log loss over that of always
     saying the click rate (below 1 beats it), None with one class. calibration: Σ probabilities / clicks, None without.
+    All but rows and clicks, which are counts, by the rows' weights.
     """
 
     first_row: int
@@ -54,27 +60,29 @@ class Progressive:
 
     def __init__(self, window_rows: int) -> None:
         self.window_rows = window_rows
+        self.verdicts = Verdicts()
         self._first = 0                                        # rows in windows that are complete
-        self._waiting: list[tuple[Floats, Floats]] = []        # of the window that is being filled
+        self._waiting: list[Rows] = []                         # of the window that is being filled
         self._waiting_rows = 0
-        self._sums = np.zeros(3)                               # Σ log loss, Σ probabilities, clicks; complete windows
-        self._bins = np.zeros((2, BINS), np.int64)             # non-clicks and clicks by logit; complete windows
+        self._sums = np.zeros(5)                               # as _sums gives them; complete windows
+        self._bins = np.zeros((2, BINS))                       # non-clicks and clicks by logit; complete windows
 
     @property
     def rows(self) -> int:
         """Examples so far."""
         return self._first + self._waiting_rows
 
-    def add(self, probabilities: Floats, labels: Floats) -> list[Window]:
-        """The windows that these examples completed, mostly none. probabilities, labels: (B,)."""
-        if probabilities.shape != labels.shape or probabilities.ndim != 1:
-            raise ShapeError(f"{probabilities.shape} probabilities for {labels.shape} labels")
+    def add(self, probabilities: Floats, labels: Floats, weights: Floats | None = None) -> list[Window]:
+        """The windows that these examples completed, mostly none. probabilities, labels, weights: (B,)."""
+        weights = np.ones(labels.shape, np.float32) if weights is None else weights
+        if not probabilities.shape == labels.shape == weights.shape or probabilities.ndim != 1:
+            raise ShapeError(f"{probabilities.shape} probabilities, {weights.shape} weights for {labels.shape} labels")
         complete = []
         while len(labels):
             room = self.window_rows - self._waiting_rows
-            self._waiting.append((probabilities[:room].copy(), labels[:room].copy()))
+            self._waiting.append((probabilities[:room].copy(), labels[:room].copy(), weights[:room].copy()))
             self._waiting_rows += len(labels[:room])
-            probabilities, labels = probabilities[room:], labels[room:]
+            probabilities, labels, weights = probabilities[room:], labels[room:], weights[room:]
             if self._waiting_rows == self.window_rows:
                 complete.append(self._close())
         return complete
@@ -83,8 +91,7 @@ class Progressive:
         """The window that is being filled, as far as it is."""
         if not self._waiting_rows:
             return None
-        p, y = self._open()
-        return figures(self._first, p, y)
+        return figures(self._first, *self._open())
 
     def lifetime(self) -> Window | None:
         """All rows so far. The AUC is taken from 65,536 bins of the logit; `auc_error` bounds what that can cost."""
@@ -92,54 +99,69 @@ class Progressive:
             return None
         sums, bins = self._sums.copy(), self._bins
         if self._waiting_rows:
-            p, y = self._open()
-            sums += _sums(p, y)
-            bins = bins + _binned(p, y)
+            sums += _sums(*self._open())
+            bins = bins + _binned(*self._open())
         auc, error = auc_of_bins(bins)
         return _window(0, self.rows, sums, auc, error)
 
     def state(self) -> dict[str, NDArray[Any]]:
         """All of it, as arrays for the checkpoint."""
         used = np.flatnonzero(self._bins.any(axis=0))
-        p, y = self._open()
+        p, y, w = self._open()
         return {
+            **self.verdicts.state(),
             "first": np.array([self._first], np.int64), "sums": self._sums.copy(),
             "bins": used.astype(np.int32), "counts": self._bins[:, used],
-            "probabilities": p, "labels": y,
+            "probabilities": p, "labels": y, "weights": w,
         }
 
     def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
         """Go on exactly where `state` was taken. With a smaller window than then, what was waiting may fill some: they
         count, but are not reported."""
+        self.verdicts.restore(state)
         self._first = int(state["first"][0])
         self._sums = np.array(state["sums"], np.float64)
-        self._bins = np.zeros((2, BINS), np.int64)
+        if len(self._sums) == 3:                               # a checkpoint from before there were weights
+            self._sums = np.append(self._sums, (self._first, self._sums[2]))
+        self._bins = np.zeros((2, BINS))
         self._bins[:, state["bins"]] = state["counts"]
         self._waiting, self._waiting_rows = [], 0
-        self.add(np.array(state["probabilities"]), np.array(state["labels"]))
+        weights = state.get("weights")
+        self.add(np.array(state["probabilities"]), np.array(state["labels"]), None if weights is None else np.array(weights))
 
-    def _open(self) -> tuple[Floats, Floats]:
+    def _open(self) -> Rows:
         if not self._waiting:
-            return np.empty(0, np.float32), np.empty(0, np.float32)
+            return np.empty(0, np.float32), np.empty(0, np.float32), np.empty(0, np.float32)
         if len(self._waiting) > 1:
-            self._waiting = [
-                (np.concatenate([p for p, _ in self._waiting]), np.concatenate([y for _, y in self._waiting]))
-            ]
+            p, y, w = (np.concatenate(column) for column in zip(*self._waiting, strict=True))
+            self._waiting = [(p, y, w)]
         return self._waiting[0]
 
     def _close(self) -> Window:
-        p, y = self._open()
-        window = figures(self._first, p, y)
-        self._sums += _sums(p, y)
-        self._bins += _binned(p, y)
-        self._first += len(y)
+        rows = self._open()
+        window = figures(self._first, *rows)
+        self._sums += _sums(*rows)
+        self._bins += _binned(*rows)
+        self._first += self._waiting_rows
         self._waiting, self._waiting_rows = [], 0
         return window
 
 
-def figures(first_row: int, probabilities: Floats, labels: Floats) -> Window:
+def figures(first_row: int, probabilities: Floats, labels: Floats, weights: Floats | None = None) -> Window:
     """Exact figures of these rows, at least one."""
-    return _window(first_row, len(labels), _sums(probabilities, labels), auc_by_ranks(probabilities, labels), 0.0)
+    weights = np.ones(len(labels), np.float32) if weights is None else weights
+    weighted = None if bool((weights == 1).all()) else weights
+    auc = auc_by_ranks(probabilities, labels) if weighted is None else _weighted_auc(probabilities, labels, weighted)
+    return _window(first_row, len(labels), _sums(probabilities, labels, weights), auc, 0.0)
+
+
+def _weighted_auc(scores: Floats, labels: Floats, weights: Floats) -> float | None:
+    """Of pairs that count for the product of their weights."""
+    _, place = np.unique(scores, return_inverse=True)
+    positive, bins = labels > 0.5, int(place.max()) + 1
+    return auc_of_bins(np.stack([
+        np.bincount(place, np.where(own, weights, 0).astype(np.float64), bins) for own in (~positive, positive)
+    ]))[0]
 
 
 def auc_by_ranks(scores: NDArray[Any], labels: NDArray[Any]) -> float | None:
@@ -158,7 +180,7 @@ def auc_by_ranks(scores: NDArray[Any], labels: NDArray[Any]) -> float | None:
     return twice_wins / (2 * clicks * rest)
 
 
-def auc_of_bins(bins: NDArray[np.int64]) -> tuple[float | None, float]:
+def auc_of_bins(bins: NDArray[Any]) -> tuple[float | None, float]:
     """AUC where all is known but the order within a bin, which counts as tied; and the most it can be off by that.
 
     bins: (2, n), non-clicks and clicks by ascending score. The pairs of a bin, (clicks · non-clicks), are the only ones
@@ -174,8 +196,9 @@ def auc_of_bins(bins: NDArray[np.int64]) -> tuple[float | None, float]:
 
 
 def _window(first_row: int, rows: int, sums: NDArray[np.float64], auc: float | None, error: float) -> Window:
-    loss, said, clicks = (float(part) for part in sums)
-    rate = clicks / rows
+    loss, said, clicked, weight, clicks = (float(part) for part in sums)
+    weight = weight or 1.0                                     # rows that all count for nothing
+    rate = clicked / weight
     entropy = -(rate * math.log(rate) + (1 - rate) * math.log(1 - rate)) if 0 < rate < 1 else None
     return Window(
         first_row=first_row,
@@ -184,9 +207,9 @@ def _window(first_row: int, rows: int, sums: NDArray[np.float64], auc: float | N
         clicks=int(clicks),
         auc=auc,
         auc_error=error,
-        log_loss=loss / rows,
-        normalized_entropy=None if entropy is None else loss / rows / entropy,
-        calibration=said / clicks if clicks else None,
+        log_loss=loss / weight,
+        normalized_entropy=None if entropy is None else loss / weight / entropy,
+        calibration=said / clicked if clicked else None,
         click_rate=rate,
     )
 
@@ -195,16 +218,18 @@ def _clipped(probabilities: Floats) -> NDArray[np.float64]:
     return np.clip(probabilities.astype(np.float64), CLIP, 1 - CLIP)
 
 
-def _sums(probabilities: Floats, labels: Floats) -> NDArray[np.float64]:
-    """Σ log loss, Σ probabilities, clicks."""
-    p, clicked = _clipped(probabilities), labels > 0.5
-    loss = -np.log(np.where(clicked, p, 1 - p)).sum()
-    return np.array([loss, probabilities.sum(dtype=np.float64), clicked.sum()], np.float64)
+def _sums(probabilities: Floats, labels: Floats, weights: Floats) -> NDArray[np.float64]:
+    """Σ w·log loss, Σ w·probabilities, Σ w over clicks, Σ w, clicks."""
+    p, clicked, w = _clipped(probabilities), labels > 0.5, weights.astype(np.float64)
+    losses = -np.log(np.where(clicked, p, 1 - p))
+    return np.array(
+        [(w * losses).sum(), (w * probabilities).sum(), (w * clicked).sum(), w.sum(), clicked.sum()], np.float64
+    )
 
 
-def _binned(probabilities: Floats, labels: Floats) -> NDArray[np.int64]:
-    """(2, BINS): non-clicks and clicks by logit."""
+def _binned(probabilities: Floats, labels: Floats, weights: Floats) -> NDArray[np.float64]:
+    """(2, BINS): weights of non-clicks and clicks by logit."""
     p = _clipped(probabilities)
     logit = np.log(p) - np.log1p(-p)
     place = ((logit + _LOGIT_END) * (BINS / (2 * _LOGIT_END))).astype(np.int64)
-    return np.bincount(place + BINS * (labels > 0.5), minlength=2 * BINS).reshape(2, BINS)
+    return np.bincount(place + BINS * (labels > 0.5), weights, minlength=2 * BINS).reshape(2, BINS).astype(np.float64)

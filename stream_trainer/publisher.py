@@ -25,6 +25,7 @@ from schemas.snapshot import (
     model_identity,
     refuse_other_model,
 )
+from stream_trainer.control import Control
 from stream_trainer.guard import Guard
 from stream_trainer.learner import Diverged, Learner
 from stream_trainer.progressive import Progressive
@@ -74,7 +75,7 @@ class Publisher:
         self.guard = guard
         self.config = config
         self.lineage = lineage
-        self.pinned: frozenset[int] = frozenset()
+        self.control = Control()
         self._version_us: int | None = None
         self._checkpoint_us: int | None = None
         self._checkpointed: tuple[Any, ...] | None = None
@@ -85,24 +86,21 @@ class Publisher:
 
         Raises SnapshotError if the store belongs to another model, naming what differs, or is broken.
         """
-        checkpoint, version = self.store.newest_checkpoint(), self.store.newest_version()
+        checkpoint = self.store.newest_checkpoint()
+        version = self.store.newest("version", checkpoint.lineage if checkpoint else None)
         self._ready = True
         for manifest in (checkpoint, version):
             if manifest is not None:
                 self._refuse_other(manifest)
-        if checkpoint is not None and version is not None and checkpoint.lineage != version.lineage:
-            raise SnapshotError(
-                f"{self.store.dir}: the newest checkpoint is of lineage {checkpoint.lineage[:8]}, the newest version of "
-                f"{version.lineage[:8]}. Move the directory away to begin anew."
-            )
         table = self.learner.table
         if checkpoint is None:
             if version is not None:
                 self.lineage = version.lineage
-                table.touch(self.store.rows_touched_since(None))
+                table.touch(self.store.rows_touched_since(None, version.lineage))
             return None
 
         self.lineage = checkpoint.lineage
+        self.control = Control.of(checkpoint)
         self.store.replay("checkpoint", checkpoint.number, table.load)
         whole = self.store.read(checkpoint)
         state = _grouped(whole.state)
@@ -111,9 +109,9 @@ class Publisher:
         if self.guard is not None:
             self.guard.restore(state["guard"])
         pending = state["pending"]["rows"].astype(np.int64)
-        table.touch(np.union1d(pending, self.store.rows_touched_since(checkpoint.version)))
+        table.touch(np.union1d(pending, self.store.rows_touched_since(checkpoint.version, self.lineage)))
         self._checkpointed = _progress(
-            checkpoint.batches_learnt, checkpoint.cursors, checkpoint.offsets, checkpoint.tallies
+            checkpoint.batches_learnt, checkpoint.cursors, checkpoint.offsets, checkpoint.tallies, self.control
         )
         return Restored(
             checkpoint=checkpoint.number,
@@ -143,7 +141,7 @@ class Publisher:
         first may hold nothing). traces: examples to be followed to the scorer; the caller keeps them until they went.
         """
         self._refuse_unready()
-        newest = self.store.newest_version()
+        newest = self.store.newest("version", self.lineage)
         if newest is not None and self.learner.examples_learnt <= newest.examples_learnt:
             return None
         if not force and not _due(now_us, self._version_us, self.config.version_every_s):
@@ -159,6 +157,10 @@ class Publisher:
         )
         return self.store.write_version(manifest, _chunks(rows, weights, dense, {}))
 
+    def checkpoint_due(self, now_us: int) -> bool:
+        """Whether the time has come for one. A version of the same moment can be gone back to with nothing approximate."""
+        return _due(now_us, self._checkpoint_us, self.config.checkpoint_every_s)
+
     def maybe_checkpoint(
         self,
         now_us: int,
@@ -173,14 +175,14 @@ class Publisher:
         cursors, offsets, tallies: as `restore` is to return them; they must be those of the very examples learnt so far.
         """
         self._refuse_unready()
-        progress = _progress(self.learner.batches_learnt, cursors, offsets, tallies)
+        progress = _progress(self.learner.batches_learnt, cursors, offsets, tallies, self.control)
         if progress == self._checkpointed:
             return None
-        if not force and not _due(now_us, self._checkpoint_us, self.config.checkpoint_every_s):
+        if not force and not self.checkpoint_due(now_us):
             return None
         self._checkpoint_us = now_us
         table = self.learner.table
-        newest, version = self.store.newest_checkpoint(), self.store.newest_version()
+        newest, version = self.store.newest("checkpoint", self.lineage), self.store.newest("version", self.lineage)
         share, rows = self._rows("checkpoint", newest)
         block = table.rows_with_state(rows)
         dense, dense_state = self.learner.dense(), self.learner.dense_state()
@@ -194,10 +196,11 @@ class Publisher:
         manifest = self._manifest(
             "checkpoint", newest, share, rows, table.wide, now_us, cursors, offsets, tallies,
             version=version.number if version else None, training=self._training(),
+            control=self.control.next_offset, pinned=tuple(sorted(self.control.pinned)),
         )
         written = self.store.write_checkpoint(manifest, _chunks(rows, block, dense, state))
         self._checkpointed = progress
-        self.store.expire(now_us, self.config.keep_s, self.pinned)
+        self.store.expire(now_us, self.config.keep_s, self.control.pinned)
         return written
 
     def _rows(self, kind: Kind, parent: Manifest | None) -> tuple[int, NDArray[np.int64]]:
@@ -280,10 +283,10 @@ def _due(now_us: int, last_us: int | None, every_s: float) -> bool:
 
 
 def _progress(
-    batches: int, cursors: Cursors, offsets: Mapping[int, int], tallies: Mapping[str, int]
+    batches: int, cursors: Cursors, offsets: Mapping[int, int], tallies: Mapping[str, int], control: Control
 ) -> tuple[Any, ...]:
     """What a new checkpoint would change."""
-    return batches, {key: tuple(value) for key, value in cursors.items()}, dict(offsets), dict(tallies)
+    return batches, {key: tuple(value) for key, value in cursors.items()}, dict(offsets), dict(tallies), control
 
 
 def _chunks(

@@ -8,6 +8,7 @@ too old goes by deleting ranges. Versions survive the process being killed, chec
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -102,10 +103,10 @@ class SnapshotStore:
         """All there are, by number, ascending."""
         return MappingProxyType(self._manifests[kind])
 
-    def newest(self, kind: Kind) -> Manifest | None:
-        """The newest of that kind."""
-        numbers = self._manifests[kind]
-        return numbers[max(numbers)] if numbers else None
+    def newest(self, kind: Kind, lineage: str | None = None) -> Manifest | None:
+        """The newest of that kind; of that lineage, if one is named."""
+        newest_first = reversed(self._manifests[kind].values())
+        return next((manifest for manifest in newest_first if lineage in (None, manifest.lineage)), None)
 
     def newest_version(self) -> Manifest | None:
         """What scorers load."""
@@ -127,22 +128,42 @@ class SnapshotStore:
             for rows, floats in self.read(manifests[part], "rows").rows:
                 apply(rows.astype(np.int64), floats)
 
+    def set_aside_broken_checkpoints(self) -> dict[int, str]:
+        """Check the newest checkpoint to the bit, and count it as not there if it cannot be loaded; so on with the one before
+        it. Returns why, by number. Raises SnapshotError where none is left of those there were."""
+        kept, broken = self._manifests["checkpoint"], {}
+        for number in list(reversed(kept)):
+            try:
+                self.replay("checkpoint", number, lambda _rows, _floats: None)
+                self.read(kept[number])
+                break
+            except SnapshotError as wrong:
+                broken[number] = str(wrong)
+                del kept[number]
+                self._torn["checkpoint"].append(number)
+        if broken and not kept:
+            raise SnapshotError(
+                f"{self.dir}: no checkpoint can be read any more ({broken[max(broken)]}). Move the directory away to begin "
+                "anew."
+            )
+        return broken
+
     def load(self, kind: Kind, number: int | None = None) -> Loaded:
         """The whole table at that snapshot, the newest by default. Raises SnapshotError."""
         manifest = self.newest(kind) if number is None else self._manifests[kind].get(number)
         if manifest is None:
             raise SnapshotError(f"{self.dir} holds no {kind}{'' if number is None else f' {number}'}")
-        numbers, blocks = [np.empty(0, np.int64)], [np.empty((0, manifest.width), np.float32)]
+        table = np.zeros((1 << int(manifest.model["bits"]), manifest.width), np.float32)   # (2^bits, W), memory as rows come
+        touched = np.zeros(len(table), bool)
 
         def keep(rows: NDArray[np.int64], floats: NDArray[np.float32]) -> None:
-            numbers.append(rows)
-            blocks.append(floats)
+            table[rows] = floats
+            touched[rows] = True
 
         self.replay(kind, manifest.number, keep)
-        rows, last = np.unique(np.concatenate(numbers)[::-1], return_index=True)
-        floats = np.concatenate(blocks)[::-1][last]
+        rows = np.flatnonzero(touched)
         whole = self.read(manifest)
-        return Loaded(manifest, rows, floats, whole.dense, whole.state)
+        return Loaded(manifest, rows, table[rows], whole.dense, whole.state)
 
     def load_version(self, number: int | None = None) -> Loaded:
         """The whole table of weights at a version."""
@@ -152,9 +173,12 @@ class SnapshotStore:
         """The whole table of weights and optimiser state at a checkpoint."""
         return self.load("checkpoint", number)
 
-    def rows_touched_since(self, version: int | None) -> NDArray[np.int64]:
-        """Row numbers in all versions later than that one (None: in all), ascending."""
-        later = [manifest for number, manifest in self._manifests["version"].items() if number > (version or 0)]
+    def rows_touched_since(self, version: int | None, lineage: str) -> NDArray[np.int64]:
+        """Row numbers in all versions of a lineage later than that one (None: in all of them), ascending."""
+        later = [
+            manifest for number, manifest in self._manifests["version"].items()
+            if number > (version or 0) and manifest.lineage == lineage
+        ]
         parts = [rows.astype(np.int64) for manifest in later for rows, _ in self.read(manifest, "rows").rows]
         return np.unique(np.concatenate([np.empty(0, np.int64), *parts]))
 
@@ -172,11 +196,13 @@ class SnapshotStore:
         """Delete snapshots older than keep_s; returns how many. pinned: numbers of versions that stay.
 
         What stays can be loaded whole: all that it is made of stays too. So does what resuming needs: the newest
-        checkpoint, and the versions that were published after it.
+        checkpoint, and the versions that were published after it. And for each version that stays, the checkpoint that
+        going back to it begins from.
         """
         checkpoint = self.newest_checkpoint()
         resume_from = (checkpoint.version or 0) if checkpoint else 0
         batch, gone = WriteBatch(raw_mode=True), 0
+        starts: set[int] = set()
         for kind in _KINDS:
             manifests = self._manifests[kind]
             newest = max(manifests, default=0)
@@ -186,7 +212,10 @@ class SnapshotStore:
                 if number == newest
                 or manifest.created_us >= now_us - keep_s * 1e6
                 or (kind == "version" and (number > resume_from or number in pinned))
+                or (kind == "checkpoint" and number in starts)
             }
+            if kind == "version":
+                starts = self._starts(wanted)
             kept = self._closed(kind, wanted)
             old = [number for number in manifests if number not in kept]
             torn = [number for number in self._torn[kind] if number < newest]
@@ -235,6 +264,21 @@ class SnapshotStore:
             self._db.write(batch, options)
         except Exception as broken:  # the same
             raise SnapshotError(f"{self.dir} does not take a write: {broken}") from broken
+
+    def _starts(self, versions: Iterable[int]) -> set[int]:
+        """Numbers of `checkpoint_before` of each of those versions, found faster than one by one."""
+        by_lineage: dict[str, list[Manifest]] = {}
+        checkpoints = self._manifests["checkpoint"].values()
+        for manifest in sorted(checkpoints, key=lambda one: (one.examples_learnt, one.number)):
+            by_lineage.setdefault(manifest.lineage, []).append(manifest)
+        found = set()
+        for number in versions:
+            version = self._manifests["version"][number]
+            those = by_lineage.get(version.lineage, [])
+            place = bisect_right(those, version.examples_learnt, key=lambda manifest: manifest.examples_learnt)
+            if place:
+                found.add(those[place - 1].number)
+        return found
 
     def _closed(self, kind: Kind, wanted: set[int]) -> set[int]:
         """Those, and all that they need to be loaded whole."""

@@ -3,27 +3,35 @@
 The learner's thread owns the table, the store and the device. Per batch: (1) learn it, which moves the cursors, (2) if it is
 time, publish a version, (3) if it is time, write a checkpoint with cursors and weights of the same moment. A kill between
 any two leaves the last checkpoint, from which the same batches follow again.
+
+Orders (pin, unpin, rollback) are read beside that, and obeyed between two batches. After a rollback the process begins anew
+from what the store then holds, by the way that it takes after a kill: there is no other.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import queue
 import secrets
+import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NoReturn, Protocol
 
 import structlog
 
 from schemas import fields
 from schemas.config import Settings
-from schemas.errors import BrokerError
+from schemas.control import ControlError
+from schemas.errors import BrokerError, SnapshotError
 from schemas.examples import Cursor, ExamplesError, decode
 from schemas.journal import Journal
 from stream_trainer import faust_driver
+from stream_trainer.branch import go_back, told
+from stream_trainer.control import Control, Given
 from stream_trainer.faust_driver import Kafka, Position, Record
 from stream_trainer.guard import Guard
 from stream_trainer.intake import Batch, Intake
@@ -37,14 +45,25 @@ from stream_trainer.training import Training
 WAITING_RECORDS = 64       # handed over and not learnt: about 64,000 examples, a second's work
 TRACES_PER_VERSION = 32    # clicks followed from their event to the score that used them
 STATUS_EVERY_S = 1.0
+ORDERS_EVERY_S = 0.2
 STOP_TIMEOUT_S = 20.0      # a last checkpoint takes tens of ms; ten million rows take seconds
 
 log = structlog.get_logger()
 
 
-def run(settings: Settings) -> None:
+class Orders(Protocol):
+    """Where orders to this model come from. For one thread at a time."""
+
+    def waiting(self) -> Sequence[Given]:
+        """All that there are and were not told yet."""
+
+    def poll(self, timeout_s: float) -> Sequence[Given]:
+        """Those that come next; none, where none comes in time."""
+
+
+def run(settings: Settings, orders: Orders) -> None:
     """Learn until asked to stop."""
-    trainer = Trainer(settings)
+    trainer = Trainer(settings, orders)
     group = f"{settings.kafka.prefix}freshet-trainer-{settings.model.name}"
     member = take_slot(settings.var / "slots", f"{settings.model.name}-trainer")
     faust_driver.run(settings.kafka, settings.kafka.topic("examples"), group, member, trainer)
@@ -53,16 +72,22 @@ def run(settings: Settings) -> None:
 class Trainer:
     """The handler of `examples`, and the thread that learns them."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, orders: Orders) -> None:
+        """Takes the store as it is, after the orders that wait."""
+        self._settings = settings
+        self._journal = Journal(settings.metrics_dir / "trainer.jsonl")
+        store = SnapshotStore(settings.store_dir)
+        for number, why in store.set_aside_broken_checkpoints().items():
+            log.error("checkpoint.broken", number=number, why=why, does="goes on from the one before, learns more again")
+        control, self._untold = obey(store, Control.of(store.newest_checkpoint()), orders.waiting())
+
         schema = fields.load(settings.model.schema)
         learner = Learner(settings.model, settings.learn, schema, settings.snapshot.rotation)
         progressive = Progressive(settings.metrics.window_rows)
         guard = Guard(learner)
-        self._settings = settings
-        self._publisher = Publisher(
-            SnapshotStore(settings.store_dir), learner, progressive, settings.snapshot, secrets.token_hex(16), guard
-        )
+        self._publisher = Publisher(store, learner, progressive, settings.snapshot, secrets.token_hex(16), guard)
         restored = self._publisher.restore()
+        self._publisher.control = control
         intake = Intake(
             schema, settings.learn.batch_rows,
             {p: Cursor(*place) for p, place in restored.cursors.items()}, restored.tallies, restored.offsets,
@@ -72,7 +97,8 @@ class Trainer:
         self._traces: list[dict[str, int]] = []
         self._replays = intake.tallies["flush"]
         self._status_at = 0.0
-        self._journal = Journal(settings.metrics_dir / "trainer.jsonl")
+        self._orders = orders
+        self._heard: queue.SimpleQueue[Given] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._learn, name="learner", daemon=True)
         log.info("trainer.ready", examples_learnt=learner.examples_learnt, batches_learnt=learner.batches_learnt,
                  device=str(learner.device), resumed=restored is not None)
@@ -91,6 +117,7 @@ class Trainer:
         starts = {partition: self._start(topic, partition, at) for partition, at in found.items()}
         if not self._thread.is_alive():
             self._thread.start()
+            threading.Thread(target=self._hear, name="orders", daemon=True).start()
         log.info("trainer.assigned", starts=starts)
         return starts
 
@@ -106,10 +133,11 @@ class Trainer:
             )
         return resume
 
-    async def record(self, record: Record) -> None:
-        while self._records.qsize() >= WAITING_RECORDS:
-            await asyncio.sleep(0.002)
-        self._records.put(record)
+    async def records(self, records: Sequence[Record]) -> None:
+        for record in records:
+            while self._records.qsize() >= WAITING_RECORDS:
+                await asyncio.sleep(0.002)
+            self._records.put(record)
 
     async def running(self, kafka: Kafka) -> None:
         """All is done in the learner's thread."""
@@ -130,6 +158,7 @@ class Trainer:
 
     def _loop(self) -> None:
         self._publish()                       # a new model serves its first guess rather than nothing
+        self._answer()
         wait_s = self._settings.learn.batch_wait_s
         waits_since: float | None = None      # monotonic time since which rows wait for a full batch
         while True:
@@ -154,8 +183,42 @@ class Trainer:
             elif wait_s and now - waits_since >= wait_s:
                 self._step(force=True)
                 waits_since = None
+            self._listen()
             self._publish()
             self._report()
+
+    def _hear(self) -> None:
+        """On a thread of its own."""
+        try:
+            while True:
+                for given in self._orders.poll(ORDERS_EVERY_S):
+                    self._heard.put(given)
+        except Exception as error:  # noqa: BLE001 whatever it is, ending here loses nothing
+            faust_driver.crash(error)
+
+    def _listen(self) -> None:
+        """Obey the orders that came since the last batch."""
+        heard = []
+        while not self._heard.empty():
+            heard.append(self._heard.get())
+        if not heard:
+            return
+        if any(given.order.what == "rollback" for given in heard):
+            self._publish(force=True)             # where the order found us: it is obeyed from here, killed or not
+        self._publisher.control, self._untold = obey(self._publisher.store, self._publisher.control, heard)
+        if any("first" in answer for answer in self._untold):
+            self._publisher.store.close()
+            self._answer()
+            begin_anew()
+        self._publish(force=True)
+        self._answer()
+
+    def _answer(self) -> None:
+        """Say what came of orders, once a checkpoint knows it."""
+        for answer in self._untold:
+            log.warning("trainer.order", **answer)
+            self._journal.write({"event": "trainer.order", **answer})
+        self._untold = []
 
     def _wake_s(self) -> float:
         return min(self._settings.snapshot.version_every_s / 2, 0.25)
@@ -169,23 +232,25 @@ class Trainer:
         self._training.intake.offer(record.partition, record.offset, examples)
 
     def _step(self, force: bool) -> bool:
+        """Whether a batch was learnt."""
         step = self._training.step(force)
         if step is None:
             return False
-        self._trace(step.batch)
+        if step.batch is not None:
+            self._trace(step.batch)
         if step.divergence is not None:
             self._journal.write({"event": "trainer.diverged", **asdict(step.divergence)})
         for window in step.windows:
             log.info("progressive.window", **window.as_dict())
             self._journal.write({"event": "trainer.window", **window.as_dict()})
         self._publish()
-        return True
+        return step.batch is not None
 
     def _trace(self, batch: Batch) -> None:
-        """Follow some of the clicks; in mode eager those that counted at once, not those of a log's first window."""
+        """Follow some of the clicks: those that counted at once, not those of a log's first window; in mode wait none does."""
         if len(self._traces) < TRACES_PER_VERSION:
             learnt_us = time.time_ns() // 1000
-            clicked = batch.at_once if self._settings.join.mode == "eager" else batch.click_time_us
+            clicked = batch.click_time_us if self._settings.join.mode == "wait" else batch.at_once
             for row in clicked.nonzero()[0][: TRACES_PER_VERSION - len(self._traces)].tolist():
                 self._traces.append({
                     "click_us": int(batch.click_time_us[row]), "joined_us": int(batch.joined_us[row]), "learnt_us": learnt_us,
@@ -198,7 +263,8 @@ class Trainer:
         now_us = time.time_ns() // 1000
         cursors = {partition: (at.trigger, at.offset, at.item) for partition, at in intake.cursors.items()}
         if self._publisher.maybe_publish(
-            now_us, cursors=cursors, offsets=intake.resume, tallies=intake.tallies, traces=self._traces, force=force
+            now_us, cursors=cursors, offsets=intake.resume, tallies=intake.tallies, traces=self._traces,
+            force=force or self._publisher.checkpoint_due(now_us),
         ):
             self._traces = []
         self._publisher.maybe_checkpoint(
@@ -228,3 +294,31 @@ class Trainer:
             "batches_learnt": self._training.learner.batches_learnt, "lifetime": lifetime.as_dict() if lifetime else None,
             "rate_factor": self._training.guard.rate_factor,
         }
+
+
+def obey(store: SnapshotStore, control: Control, heard: Sequence[Given]) -> tuple[Control, list[dict[str, Any]]]:
+    """Obey orders on the store, one after the other. Returns what the next checkpoint is to know of them, and what came of
+    each; one that has `first` went back, and the newest checkpoint knows it already."""
+    answers = []
+    for given in heard:
+        if control.knows(given):
+            continue
+        answer: dict[str, Any] = {"offset": given.offset, **told(given.order), "refused": None}
+        try:
+            after = control.after(given, store.manifests("version"))
+            if given.order.what == "rollback":
+                first = go_back(store, given, after, time.time_ns() // 1000)
+                answer |= {"first": first.number, "lineage": first.lineage}
+        except (ControlError, SnapshotError) as no_way:
+            after = control.past(given)
+            answer["refused"] = str(no_way)
+        control = after
+        answers.append(answer)
+    return control, answers
+
+
+def begin_anew() -> NoReturn:
+    """This process again from its first line, under the same pid."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 ourselves

@@ -13,17 +13,20 @@ from stream_trainer.guard import Divergence, Guard
 from stream_trainer.intake import Batch, Intake
 from stream_trainer.learner import Learner
 from stream_trainer.progressive import Progressive, Window
+from stream_trainer.verdicts import Judged
 
 log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Step:
-    """probabilities: (B,) f32, what the model said before it learnt `batch`. windows: those that became complete.
-    divergence: what the guard did, mostly nothing."""
+    """batch: what was learnt; None where only labels became final. probabilities: (B,) f32, what the model said before it
+    learnt it. judged: what was said, now or earlier, of examples whose labels are final now. windows: those that became
+    complete. divergence: what the guard did, mostly nothing."""
 
-    batch: Batch
+    batch: Batch | None
     probabilities: NDArray[np.float32]
+    judged: Judged
     windows: list[Window]
     divergence: Divergence | None = None
 
@@ -41,12 +44,17 @@ class Training:
         self.guard = guard or Guard(learner)
 
     def step(self, force: bool = False) -> Step | None:
-        """Learn the next batch; None if none is ready. force: an unfilled one too. Raises Diverged."""
+        """Learn the next batch; None if there is nothing to learn or judge. force: an unfilled batch too. Raises Diverged."""
         batch = self.intake.take(force)
-        if batch is None:
+        settled = self.intake.settled()
+        if batch is None and not any(settled):
             return None
-        said, found = self.guard.learn(batch.bags, batch.labels, batch.weights)
+        said, found = np.empty(0, np.float32), None
+        if batch is not None:
+            said, found = self.guard.learn(batch.bags, batch.labels, batch.weights, batch.seen)
         if found is not None:
             self.intake.tallies["relearnt"] += found.relearnt
             log.warning("guard.diverged", does="went back, learnt again with smaller steps", **asdict(found))
-        return Step(batch, said, self.progressive.add(said, batch.labels), found)
+        judged = self.progressive.verdicts.judge(batch, said, *settled)
+        windows = self.progressive.add(judged.probabilities, judged.labels, judged.weights)
+        return Step(batch, said, judged, windows, found)

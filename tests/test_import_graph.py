@@ -24,7 +24,7 @@ ROOMS = {
 ONLY_IN = {
     "faust": ["stream_trainer/faust_driver.py"],
     "mode": ["stream_trainer/faust_driver.py"],
-    "aiokafka": ["stream_trainer/faust_driver.py"],
+    "aiokafka": ["stream_trainer/faust_driver.py", "stream_trainer/again.py"],
     "kafka": ["ops/", "scorer/"],
     "rocksdict": ["stream_trainer/store.py", "scorer/reader.py"],  # the one that writes, the one that reads
     "grpc": ["scorer/client.py", "scorer/server.py", "scorer/service.py", "schemas/proto/"],

@@ -10,17 +10,18 @@ import subprocess
 import threading
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import structlog
 
 from ops.broker.java import LIBS, find_java, find_libs
-from ops.broker.properties import render
+from ops.broker.properties import Listener, render
 from ops.cluster import wait_for_broker
 from ops.ports import free_port, require_free
 from ops.processes import tied
+from schemas.config import KafkaConfig
 from schemas.errors import BrokerError
 
 HEAP = "512m"           # 320 MB of memory when idle, 440 MB after load
@@ -70,11 +71,13 @@ class Broker:
 
 
 def start_broker(
-    dir: Path, *, port: int = 0, libs: Path = LIBS, heap: str = HEAP, timeout_s: float = 60.0, remedy: str = REMEDY
+    dir: Path, *, port: int = 0, libs: Path = LIBS, heap: str = HEAP, timeout_s: float = 60.0, remedy: str = REMEDY,
+    listeners: Sequence[Listener] = (), more: Mapping[str, str] | None = None,
 ) -> Broker:
     """Start a node whose data, configuration and log are in `dir`, and return when it answers.
 
-    port: 0 = any free one. Called from the main thread the node ends with this process, however that ends (Linux).
+    port: 0 = any free one. listeners: more doors than the plain one; more: properties beside ours (ops/broker/properties.py).
+    Called from the main thread the node ends with this process, however that ends (Linux).
     Raises PortTaken, and BrokerError: no Java, no jars, or it did not come up (with the end of its log).
     """
     began = time.monotonic()
@@ -91,7 +94,9 @@ def start_broker(
 
     # 1. The configuration, made anew each time: the ports may have changed.
     config = dir / "broker.properties"
-    config.write_text(render(data=dir / "data", port=port, controller_port=free_port()))
+    config.write_text(
+        render(data=dir / "data", port=port, controller_port=free_port(), listeners=listeners, more=more or {})
+    )
 
     # 2. Format once. Beside its place, then renamed: a format that was interrupted leaves nothing that looks formatted.
     if not (dir / "data").exists():
@@ -112,7 +117,7 @@ def start_broker(
     # 4. Wait until a client gets an answer.
     bootstrap = f"127.0.0.1:{port}"
     try:
-        wait_for_broker(bootstrap, timeout_s, gone=lambda: process.poll() is not None)
+        wait_for_broker(KafkaConfig(bootstrap=bootstrap), timeout_s, gone=lambda: process.poll() is not None)
     except BaseException as failed:
         process.kill()
         process.wait()

@@ -2,24 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 MAX_RECORD_BYTES = 8 << 20  # an event of 5 MB must reach the joiner, to be refused there with a dead letter
 
 
-def render(*, data: Path, port: int, controller_port: int) -> str:
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """One more door for clients on 127.0.0.1, beside the plain one. name: capitals. security: as kafka.security names it.
+    properties: of this door alone, without `listener.name.…`."""
+
+    name: str
+    security: str
+    port: int
+    properties: Mapping[str, str] = field(default_factory=dict)
+
+
+def render(
+    *, data: Path, port: int, controller_port: int, listeners: Sequence[Listener] = (), more: Mapping[str, str] | None = None
+) -> str:
     """server.properties of a single node that is broker and controller at once, heard on loopback only.
 
     The quorum is the static kind (controller.quorum.voters): the formatted data then names no port, so both ports may
     change between two starts; with `--standalone` the controller's would be fixed for ever when formatting.
     """
+    doors = [Listener("BROKER", "PLAINTEXT", port), *listeners]
+    heard = [f"{door.name}://127.0.0.1:{door.port}" for door in doors]
     values = {
         "process.roles": "broker,controller",
         "node.id": "1",
         "controller.quorum.voters": f"1@127.0.0.1:{controller_port}",
-        "listeners": f"BROKER://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}",
-        "advertised.listeners": f"BROKER://127.0.0.1:{port}",
-        "listener.security.protocol.map": "BROKER:PLAINTEXT,CONTROLLER:PLAINTEXT",
+        "listeners": ",".join([*heard, f"CONTROLLER://127.0.0.1:{controller_port}"]),
+        "advertised.listeners": ",".join(heard),
+        "listener.security.protocol.map": ",".join(
+            [*(f"{door.name}:{door.security}" for door in doors), "CONTROLLER:PLAINTEXT"]
+        ),
         "inter.broker.listener.name": "BROKER",
         "controller.listener.names": "CONTROLLER",
         "log.dirs": str(data),
@@ -40,4 +59,6 @@ def render(*, data: Path, port: int, controller_port: int) -> str:
         "auto.create.topics.enable": "false",
         "message.max.bytes": str(MAX_RECORD_BYTES),
     }
-    return "".join(f"{key}={value}\n" for key, value in values.items())
+    for door in listeners:
+        values |= {f"listener.name.{door.name.lower()}.{key}": value for key, value in door.properties.items()}
+    return "".join(f"{key}={value}\n" for key, value in (values | dict(more or {})).items())

@@ -9,9 +9,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, cast
 
-from kafka import KafkaProducer
 from kafka.errors import KafkaError
 
+from ops.cluster import producer
 from ops.simulator.slates import Scored
 from ops.simulator.store import EventLog
 from schemas.config import Settings
@@ -63,14 +63,7 @@ class KafkaLog:
     def __init__(self, settings: Settings) -> None:
         self._topic = settings.kafka.topic("events")
         self._failed: list[BaseException] = []
-        try:
-            self._producer: Any = KafkaProducer(
-                bootstrap_servers=settings.kafka.bootstrap.split(","), acks="all", linger_ms=5,
-                compression_type="lz4", enable_idempotence=True, client_id="freshet-appstore",
-                delivery_timeout_ms=KAFKA_PATIENCE_S * 1000, max_block_ms=KAFKA_PATIENCE_S * 1000,
-            )
-        except KafkaError as failed:
-            raise BrokerError(f"no broker at {settings.kafka.bootstrap}: {failed}") from failed
+        self._producer = producer(settings.kafka, "appstore", KAFKA_PATIENCE_S)
 
     def send(self, key: str, event: bytes) -> None:
         """The key decides the partition (murmur2), so a click meets its impression."""

@@ -19,4 +19,8 @@ def broker(settings: Settings) -> None:
     host, port = split_address(settings.kafka.bootstrap)
     if not is_loopback(host):
         raise ConfigError(f"kafka.bootstrap={settings.kafka.bootstrap}: our own broker is 127.0.0.1:PORT")
+    if settings.kafka.security != "PLAINTEXT":
+        raise ConfigError(
+            f"kafka.security={settings.kafka.security}: our own broker speaks PLAINTEXT, on 127.0.0.1 only; any other is yours"
+        )
     raise typer.Exit(run_in_foreground(settings.var / "broker", port))

@@ -8,20 +8,16 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from ops.formats.common import Broken
-from schemas.config import Settings
+from ops.settings import Loaded
+from ops.verbs.files import Format, Label, RowIntervalS, Strict, Time, tell_broken
 
 
 def evaluate(
-    settings: Settings,
+    loaded: Loaded,
     file: Annotated[Path, typer.Argument(help="What to learn; .gz is unpacked.")],
-    format: Annotated[str, typer.Option(
-        help="criteo (TSV without a header), jsonl (our events, one a line), csv, tsv, parquet, libffm, movielens."
-    )] = "jsonl",
-    label: Annotated[str | None, typer.Option(metavar="COLUMN", help="0 or 1. Default: the column named label.")] = None,
-    time: Annotated[str | None, typer.Option(
-        metavar="COLUMN", help="Event time: ISO 8601 or unix seconds. Rows are sorted by it. Default: the order of rows."
-    )] = None,
+    format: Format = "jsonl",
+    label: Label = None,
+    time: Time = None,
     group: Annotated[str | None, typer.Option(
         metavar="COLUMN", help="AUC within the groups of this column too, e.g. per user."
     )] = None,
@@ -34,10 +30,8 @@ def evaluate(
     train_days: Annotated[int, typer.Option(min=1, help="Of --protocol days: 24 hours each, from the first event on.")] = 7,
     from_row: Annotated[int, typer.Option(min=0, help="Figures from this row on only (all rows are learnt).")] = 0,
     rows: Annotated[int, typer.Option(min=0, help="Stop after so many rows of the file; 0 = all.")] = 0,
-    row_interval_s: Annotated[
-        float | None, typer.Option(help="As in `freshet replay`.")
-    ] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Stop at the first row that does not fit.")] = False,
+    row_interval_s: RowIntervalS = None,
+    strict: Strict = False,
     resamples: Annotated[int, typer.Option(min=0, help="Of the rows, for the 95 % intervals; 0 = no intervals.")] = 300,
     plot: Annotated[Path | None, typer.Option(metavar="FILE.png", help="The learning curve as a picture.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One object on stdout.")] = False,
@@ -46,7 +40,6 @@ def evaluate(
     from ops import curve, formats
     from ops.console import progress
     from ops.evaluate import evaluate as learn
-    from ops.evaluate import with_architecture
     from ops.report import compare, report
     from ops.tables import figure_table, model_table, window_table
     from schemas import fields
@@ -56,6 +49,7 @@ def evaluate(
     from stream_trainer.learner import Diverged
 
     # 1. What is asked for, before any work.
+    settings = loaded.settings
     wanted = list(MODELS) if model == "all" else [name.strip() for name in model.split(",") if name.strip()]
     for name in wanted:
         the_one("--model", name, MODELS)
@@ -79,7 +73,8 @@ def evaluate(
         with progress("evaluate" if len(names) == 1 else f"evaluate {name}", None, "examples") as bar:
             try:
                 found = learn(
-                    with_architecture(settings, name), formats.first_rows(records, rows), from_row, bar.advance,
+                    loaded.with_architecture(name) if model else settings,
+                    formats.first_rows(records, rows), from_row, bar.advance,
                     days=train_days if protocol == "days" else 0, broken=broken,
                 )
             except Diverged as diverged:
@@ -108,13 +103,3 @@ def evaluate(
     print(figure_table(one))
     after = f", then {one['rows']:,} judged without learning them," if protocol == "days" else ""
     print(f"{one['rows_learnt']:,} examples learnt{after} in {one['seconds']:.1f} s, weights {one['weights_digest']}")
-
-
-def tell_broken(broken: Broken) -> None:
-    """How many rows did not fit, and the first of them by line."""
-    if not broken.rows:
-        return
-    for bad in broken.first:
-        typer.echo(f"freshet: {bad}", err=True)
-    rows = "1 broken row" if broken.rows == 1 else f"{broken.rows:,} broken rows"
-    typer.echo(f"freshet: {rows} skipped (--strict stops at the first)", err=True)

@@ -9,25 +9,20 @@ from typing import Annotated
 
 import typer
 
+from ops.verbs.files import Format, Label, RowIntervalS, Strict, Time, tell_broken
 from schemas.config import Settings
 
 
 def replay(
     settings: Settings,
     file: Annotated[Path, typer.Argument(help="What to publish; .gz is unpacked.")],
-    format: Annotated[str, typer.Option(
-        help="criteo (TSV without a header), jsonl (our events, one a line), csv, tsv, parquet, libffm, movielens."
-    )] = "jsonl",
-    label: Annotated[str | None, typer.Option(metavar="COLUMN", help="As in `freshet evaluate`.")] = None,
-    time: Annotated[str | None, typer.Option(metavar="COLUMN", help="As in `freshet evaluate`.")] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Stop at the first row that does not fit.")] = False,
+    format: Format = "jsonl",
+    label: Label = None,
+    time: Time = None,
+    strict: Strict = False,
     rate: Annotated[float, typer.Option(min=0, help="Rows a second; 0 = as fast as possible.")] = 0.0,
     rows: Annotated[int, typer.Option(min=0, help="Stop after so many rows; 0 = all.")] = 0,
-    row_interval_s: Annotated[
-        float | None,
-        typer.Option(help="Event time between two rows of a file without a clock. Default: the join's window, so that "
-                          "examples keep the file's order."),
-    ] = None,
+    row_interval_s: RowIntervalS = None,
     wait: Annotated[float, typer.Option(min=0, help="Wait up to so many seconds until all of it is learnt.")] = 0.0,
     as_json: Annotated[bool, typer.Option("--json", help="One object on stdout.")] = False,
 ) -> None:
@@ -36,7 +31,6 @@ def replay(
     from ops.console import progress
     from ops.replay import replay as publish
     from ops.topics import wait_for_start
-    from ops.verbs.evaluate import tell_broken
     from ops.watch import replays_ended, wait_until_learnt
     from schemas import fields
 

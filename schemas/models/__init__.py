@@ -16,6 +16,7 @@ from schemas.models.ffm_stats import FFMStats
 from schemas.models.fm import FM
 from schemas.models.fm_dnn import FMDNN
 from schemas.models.fnn import DNN, FNN
+from schemas.models.layers import Mlp
 from schemas.models.lr import LR
 from schemas.models.nfm import NFM
 from schemas.models.pnn import PNN, PNNPairs
@@ -47,6 +48,8 @@ def build(
     else:
         model = kind(config, fields)
         model.crosses = crosses if model.takes_crosses else 0
+    if config.heads > 1 and not any(isinstance(module, Mlp) for module in model.modules()):
+        raise ConfigError(f"model.heads={config.heads}: {config.architecture} has no network of which there could be several")
     model.beside = tuple(logs)
     return model
 

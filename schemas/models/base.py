@@ -49,7 +49,8 @@ class RowModel(nn.Module):
         self.bias = nn.Parameter(torch.zeros(1))
 
     def forward(self, rows: Tensor, values: Tensor | None) -> Tensor:
-        """rows: (B, F + C, W), pooled over sets. values: (B, F + C), what each row is multiplied by; None = 1. Returns (B,).
+        """rows: (B, F + C, W), pooled over sets. values: (B, F + C), what each row is multiplied by; None = 1. Returns (B,);
+        while learning with several heads (schemas/models/layers.py) (H, B).
 
         Raises ShapeError.
         """

@@ -42,6 +42,38 @@ class Impression(_message.Message):
     model: ModelRef
     def __init__(self, impression_id: _Optional[str] = ..., time_us: _Optional[int] = ..., context: _Optional[_Iterable[_Union[Column, _Mapping]]] = ..., item_id: _Optional[_Iterable[str]] = ..., items: _Optional[_Iterable[_Union[Column, _Mapping]]] = ..., position: _Optional[_Iterable[int]] = ..., bid: _Optional[_Iterable[float]] = ..., propensity: _Optional[_Iterable[float]] = ..., served_probability: _Optional[_Iterable[float]] = ..., echo: _Optional[_Iterable[bytes]] = ..., model: _Optional[_Union[ModelRef, _Mapping]] = ...) -> None: ...
 
+class PackedEvent(_message.Message):
+    __slots__ = ("impression", "action", "tick")
+    IMPRESSION_FIELD_NUMBER: _ClassVar[int]
+    ACTION_FIELD_NUMBER: _ClassVar[int]
+    TICK_FIELD_NUMBER: _ClassVar[int]
+    impression: PackedImpression
+    action: Action
+    tick: Tick
+    def __init__(self, impression: _Optional[_Union[PackedImpression, _Mapping]] = ..., action: _Optional[_Union[Action, _Mapping]] = ..., tick: _Optional[_Union[Tick, _Mapping]] = ...) -> None: ...
+
+class PackedImpression(_message.Message):
+    __slots__ = ("impression_id", "time_us", "context", "item_id", "items", "position", "served_probability", "echo", "model")
+    IMPRESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    TIME_US_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_FIELD_NUMBER: _ClassVar[int]
+    ITEM_ID_FIELD_NUMBER: _ClassVar[int]
+    ITEMS_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    SERVED_PROBABILITY_FIELD_NUMBER: _ClassVar[int]
+    ECHO_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    impression_id: str
+    time_us: int
+    context: _containers.RepeatedScalarFieldContainer[bytes]
+    item_id: _containers.RepeatedScalarFieldContainer[str]
+    items: _containers.RepeatedScalarFieldContainer[bytes]
+    position: _containers.RepeatedScalarFieldContainer[int]
+    served_probability: _containers.RepeatedScalarFieldContainer[float]
+    echo: _containers.RepeatedScalarFieldContainer[bytes]
+    model: ModelRef
+    def __init__(self, impression_id: _Optional[str] = ..., time_us: _Optional[int] = ..., context: _Optional[_Iterable[bytes]] = ..., item_id: _Optional[_Iterable[str]] = ..., items: _Optional[_Iterable[bytes]] = ..., position: _Optional[_Iterable[int]] = ..., served_probability: _Optional[_Iterable[float]] = ..., echo: _Optional[_Iterable[bytes]] = ..., model: _Optional[_Union[ModelRef, _Mapping]] = ...) -> None: ...
+
 class Column(_message.Message):
     __slots__ = ("field", "strings", "numbers", "ids", "lengths")
     FIELD_FIELD_NUMBER: _ClassVar[int]

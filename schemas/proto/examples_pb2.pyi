@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Examples(_message.Message):
-    __slots__ = ("source_partition", "after", "through", "field", "field_digest", "trigger", "impression", "item", "label", "weight", "served_probability", "served_version", "event_time_us", "click_time_us", "ids", "values", "lengths", "end_trigger", "end_offset", "end_reason", "at_once", "joined_us")
+    __slots__ = ("source_partition", "after", "through", "field", "field_digest", "trigger", "impression", "item", "label", "weight", "served_probability", "served_version", "event_time_us", "click_time_us", "ids", "values", "lengths", "end_trigger", "end_offset", "end_reason", "at_once", "stage", "negative_rate", "end_item", "joined_us")
     SOURCE_PARTITION_FIELD_NUMBER: _ClassVar[int]
     AFTER_FIELD_NUMBER: _ClassVar[int]
     THROUGH_FIELD_NUMBER: _ClassVar[int]
@@ -29,6 +29,9 @@ class Examples(_message.Message):
     END_OFFSET_FIELD_NUMBER: _ClassVar[int]
     END_REASON_FIELD_NUMBER: _ClassVar[int]
     AT_ONCE_FIELD_NUMBER: _ClassVar[int]
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    NEGATIVE_RATE_FIELD_NUMBER: _ClassVar[int]
+    END_ITEM_FIELD_NUMBER: _ClassVar[int]
     JOINED_US_FIELD_NUMBER: _ClassVar[int]
     source_partition: int
     after: Cursor
@@ -51,8 +54,11 @@ class Examples(_message.Message):
     end_offset: bytes
     end_reason: bytes
     at_once: bytes
+    stage: bytes
+    negative_rate: float
+    end_item: bytes
     joined_us: int
-    def __init__(self, source_partition: _Optional[int] = ..., after: _Optional[_Union[Cursor, _Mapping]] = ..., through: _Optional[_Union[Cursor, _Mapping]] = ..., field: _Optional[_Iterable[int]] = ..., field_digest: _Optional[_Iterable[int]] = ..., trigger: _Optional[bytes] = ..., impression: _Optional[bytes] = ..., item: _Optional[bytes] = ..., label: _Optional[bytes] = ..., weight: _Optional[bytes] = ..., served_probability: _Optional[bytes] = ..., served_version: _Optional[bytes] = ..., event_time_us: _Optional[bytes] = ..., click_time_us: _Optional[bytes] = ..., ids: _Optional[bytes] = ..., values: _Optional[bytes] = ..., lengths: _Optional[bytes] = ..., end_trigger: _Optional[bytes] = ..., end_offset: _Optional[bytes] = ..., end_reason: _Optional[bytes] = ..., at_once: _Optional[bytes] = ..., joined_us: _Optional[int] = ...) -> None: ...
+    def __init__(self, source_partition: _Optional[int] = ..., after: _Optional[_Union[Cursor, _Mapping]] = ..., through: _Optional[_Union[Cursor, _Mapping]] = ..., field: _Optional[_Iterable[int]] = ..., field_digest: _Optional[_Iterable[int]] = ..., trigger: _Optional[bytes] = ..., impression: _Optional[bytes] = ..., item: _Optional[bytes] = ..., label: _Optional[bytes] = ..., weight: _Optional[bytes] = ..., served_probability: _Optional[bytes] = ..., served_version: _Optional[bytes] = ..., event_time_us: _Optional[bytes] = ..., click_time_us: _Optional[bytes] = ..., ids: _Optional[bytes] = ..., values: _Optional[bytes] = ..., lengths: _Optional[bytes] = ..., end_trigger: _Optional[bytes] = ..., end_offset: _Optional[bytes] = ..., end_reason: _Optional[bytes] = ..., at_once: _Optional[bytes] = ..., stage: _Optional[bytes] = ..., negative_rate: _Optional[float] = ..., end_item: _Optional[bytes] = ..., joined_us: _Optional[int] = ...) -> None: ...
 
 class Cursor(_message.Message):
     __slots__ = ("trigger", "offset", "item")

@@ -6,6 +6,7 @@ The oracle is `ops.evaluate`: the same events through the same pure code in one 
 from __future__ import annotations
 
 import random
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -28,6 +29,9 @@ from ops.simulator.store import AppStore, VirtualClock
 from ops.topics import ensure_topics
 from ops.watch import last, wait_until_learnt, windows
 from schemas.config import LearnConfig, ModelConfig, Settings, Source, build
+from schemas.snapshot import chunk_key, manifest_key
+from scorer.reader import SnapshotReader
+from stream_trainer.store import SnapshotStore
 from tests.conftest import SHARED
 from tests.kit.processes import Process, wait_until
 
@@ -179,18 +183,82 @@ def test_a_replay_of_criteo_equals_its_evaluation(broker: str, prefix: str, tmp_
     assert window["auc"] >= 0.765
 
 
+def shared_by_joiners(settings: Settings, log: Path, ended: dict[str, Any]) -> None:
+    """Every event of that log ended as in one process that nobody disturbs."""
+    expected = evaluate(settings, slates(settings, log))
+    assert ended["tallies"] == expected.tallies | {"flush": settings.kafka.event_partitions}
+    assert ended["gaps"] == 0
+
+
+def pauses_s(settings: Settings, tmp_path: Path) -> list[float]:
+    """Of each source partition, the longest time in which none of it was learnt, as the versions tell."""
+    with SnapshotReader(settings.store_dir, tmp_path / "reader") as reader:
+        reader.poll()
+        manifests = list(reader.manifests().values())
+    found = []
+    for partition in range(settings.kafka.event_partitions):
+        moved, longest = [one for one in manifests if partition in one.cursors], 0.0
+        for one in moved:
+            if one.cursors[partition] != moved[0].cursors[partition]:
+                longest, moved[0] = max(longest, (one.created_us - moved[0].created_us) / 1e6), one
+        found.append(longest)
+    return found
+
+
+FOUR = {"model.schema": "appstore", "kafka.event_partitions": 4, "kafka.example_partitions": 2}
+
+
 def test_joiners_that_come_and_go_share_four_partitions(broker: str, prefix: str, tmp_path: Path) -> None:
-    """Two joiners, one killed, another added while events flow: nothing lost, nothing learnt twice."""
-    settings = made(broker, prefix, tmp_path / "var", **{
-        "model.schema": "appstore", "kafka.event_partitions": 4, "kafka.example_partitions": 2,
-    })
+    """Under load one of two is killed and another added, one is told to end, one is added: nothing lost, nothing learnt
+    twice, and no partition stands still for longer than a session and a rebalance."""
+    settings = made(broker, prefix, tmp_path / "var", **FOUR)
     with running(settings) as crew:
         crew["second"] = Process(settings, "joiner")
         published(settings, slates(settings, tmp_path / "log"), rate=40)
         wait_until(partial(_beyond, settings, SLATES * 20 // 5), 60, "a fifth learnt")
         crew["joiner"].kill()
         crew["third"] = Process(settings, "joiner")
+        wait_until(partial(_beyond, settings, SLATES * 20 // 2), 60, "half learnt")
+        crew["second"].stop()
+        crew["fourth"] = Process(settings, "joiner")
         found = wait_until_learnt(settings, 4, 90)
-    expected = evaluate(settings, slates(settings, tmp_path / "log"))
-    assert found["tallies"] == expected.tallies | {"flush": 4}
-    assert found["gaps"] == 0
+    shared_by_joiners(settings, tmp_path / "log", found)
+    pauses = pauses_s(settings, tmp_path)
+    print("longest pause of each partition:", ", ".join(f"{pause:.1f} s" for pause in pauses))
+    assert max(pauses) < 60
+
+
+def test_a_joiner_that_wakes_up_after_its_session_changes_nothing(broker: str, prefix: str, tmp_path: Path) -> None:
+    """SIGSTOP under load, until the other one has learnt what it held; on SIGCONT it reads and writes on until it hears that
+    it has no partitions any more. What it writes is there twice, and learnt once."""
+    settings = made(broker, prefix, tmp_path / "var", **FOUR)
+    with running(settings) as crew:
+        published(settings, slates(settings, tmp_path / "log"), rate=20)
+        wait_until(partial(_beyond, settings, SLATES), 60, "a twentieth learnt")
+        crew["second"] = Process(settings, "joiner")
+        wait_until(lambda: len((last(settings, "joiner", "joiner.status") or {"partitions": ""})["partitions"]) == 2, 60,
+                   "two partitions for each joiner")
+        crew["joiner"].signal(signal.SIGSTOP)
+        wait_until(partial(_beyond, settings, SLATES * 20 * 4 // 5), 60, "four fifths learnt")
+        crew["joiner"].signal(signal.SIGCONT)
+        found = wait_until_learnt(settings, 4, 90)
+    shared_by_joiners(settings, tmp_path / "log", found)
+    assert found["dropped"] > 0
+
+
+def test_a_trainer_that_has_lost_its_newest_checkpoints_learns_more_again(broker: str, prefix: str, tmp_path: Path) -> None:
+    """One is gone, one has a bit flipped: it goes on from the one before, each example once, with the bits of a quiet run."""
+    settings = made(broker, prefix, tmp_path / "var")
+    with running(settings) as crew:
+        published(settings, rows(settings, tmp_path / "log"), 400)
+        wait_until(partial(_beyond, settings, ROWS // 2), 60, "half learnt")
+        crew["trainer"].kill()
+        with SnapshotStore(settings.store_dir) as store:
+            older, newest = list(store.manifests("checkpoint"))[-2:]
+            store._db.delete(manifest_key("checkpoint", newest))
+            key = chunk_key("checkpoint", older, 0)
+            data = bytearray(store._db.get(key) or b"")
+            data[len(data) // 2] ^= 1
+            store._db.put(key, bytes(data))
+        crew["trainer"].restart()
+        assert_as_if_nobody_was_killed(settings, rows(settings, tmp_path / "log"))

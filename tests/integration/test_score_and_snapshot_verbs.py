@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from scorer.server import ScorerServer
 from tests.scorer.lineage import Lineage, RocksWriter, small, spoilt
 
 ROOT = Path(__file__).resolve().parents[2]
-MODEL = {"model.bits": 9, "model.factors": 3, "model.hidden": "8,4", "model.init_scale": 0.1}
+MODEL = {"model.bits": 9, "model.factors": 3, "model.hidden": "8,4", "model.init_scale": 0.1,
+         "model.statistics": False}
 SLATE: dict[str, Any] = {
     "impression_id": "i1", "context": {"user": "u1", "moon": "full"},
     "items": [{"id": "app1", "features": {"category": "games"}, "position": 1}, {"id": "app2"}],
@@ -46,7 +48,8 @@ def test_a_slate_from_a_file_or_stdin_is_scored_best_first(settings, tmp_path):
     file = tmp_path / "slate.json"
     file.write_text(json.dumps(SLATE))
     table = freshet(settings, "score", str(file), *target)
-    while "UNAVAILABLE" in table.stderr:
+    patience = time.monotonic() + 30
+    while "UNAVAILABLE" in table.stderr and time.monotonic() < patience:
         table = freshet(settings, "score", str(file), *target)
     assert table.returncode == 0, table.stderr
     lines = table.stdout.splitlines()

@@ -77,8 +77,8 @@ def normalised(s: complex, neuron: int, own: Weights) -> complex:
 
 
 def mlp(signal: Row, weights: Weights, config: ModelConfig) -> complex:
-    [logit] = through("mlp.layers", signal, weights, config, ends_linear=True)
-    return logit
+    heads = ["mlp.layers", *(f"mlp.others.{head}" for head in range(config.heads - 1))]
+    return sum(through(head, signal, weights, config, ends_linear=True)[0] for head in heads) / config.heads
 
 
 def first_order(x: Sequence[Row]) -> complex:

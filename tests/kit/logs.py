@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import orjson
 
 from schemas import fields
@@ -12,7 +13,7 @@ from schemas.bags import Bags
 from schemas.config import JoinConfig
 from schemas.events import Impression, Tick, tick_bytes, time_text
 from schemas.examples import Examples
-from stream_trainer.intake import Intake
+from stream_trainer.intake import Batch, Intake
 from stream_trainer.join import BEGINNING, JoinCore, Low
 
 START_US = 1_700_000_000_000_000
@@ -34,17 +35,19 @@ def at(seconds: float) -> int:
     return START_US + round(seconds * 1e6)
 
 
-def impression(name: str, seconds: float, items: Sequence[str] = ("a", "b")) -> bytes:
+def impression(name: str, seconds: float, items: Sequence[str] = ("a", "b"), user: str = "") -> bytes:
     """A slate of these items."""
     return orjson.dumps({
-        "impression_id": name, "time": time_text(at(seconds)), "context": {"user": f"u-{name}"},
+        "impression_id": name, "time": time_text(at(seconds)), "context": {"user": user or f"u-{name}"},
         "items": [{"id": item} for item in items],
     })
 
 
-def click(name: str, seconds: float, item: str = "a", action: str = "click") -> bytes:
+def click(name: str, seconds: float, item: str = "a", action: str = "click", value: float = 1.0) -> bytes:
     """An action on one item of a slate."""
-    return orjson.dumps({"impression_id": name, "action": action, "item": item, "time": time_text(at(seconds))})
+    return orjson.dumps({
+        "impression_id": name, "action": action, "item": item, "time": time_text(at(seconds)), "value": value,
+    })
 
 
 def tick(seconds: float, end: bool = False, hold: bool = False) -> bytes:
@@ -81,15 +84,23 @@ class Row:
     impression: int
     item: int
     label: int
+    stage: int = 0
+    weight: float = 1.0
 
 
 def rows_of(records: Sequence[Examples]) -> list[Row]:
     """Every example of the records, in their order."""
-    return [
-        Row(int(t), int(i), int(n), int(y))
-        for record in records
-        for t, i, n, y in zip(record.trigger, record.impression, record.item, record.label, strict=True)
-    ]
+    found = []
+    for record in records:
+        ones = np.ones(len(record), np.float32)
+        stage, weight = (default if own is None else own for own, default in ((record.stage, 0 * ones), (record.weight, ones)))
+        found += [
+            Row(int(t), int(i), int(n), int(y), int(s), round(float(w), 5))
+            for t, i, n, y, s, w in zip(
+                record.trigger, record.impression, record.item, record.label, stage, weight, strict=True
+            )
+        ]
+    return found
 
 
 def ends_of(records: Sequence[Examples]) -> list[tuple[int, int, int]]:
@@ -101,19 +112,27 @@ def ends_of(records: Sequence[Examples]) -> list[tuple[int, int, int]]:
     ]
 
 
-def learnt(topic: Sequence[Examples], batch_rows: int = 7) -> tuple[list[tuple[int, int]], Intake]:
-    """What a trainer learns from a topic, as (first id, label) in order; and its intake at the end."""
+Learnt = tuple[int, int, int, float]
+
+
+def learnt(topic: Sequence[Examples], batch_rows: int = 7) -> tuple[list[Learnt], Intake]:
+    """What a trainer learns from a topic, as (its ids, label, stage, weight) in order; and its intake at the end."""
     intake = Intake(SCHEMA, batch_rows)
-    seen: list[tuple[int, int]] = []
+    seen: list[Learnt] = []
     for offset, record in enumerate(topic):
         intake.offer(0, offset, record)
         while (batch := intake.take()) is not None:
-            seen += _seen(batch.bags, batch.labels.tolist())
+            seen += _seen(batch)
     while (batch := intake.take(force=True)) is not None:
-        seen += _seen(batch.bags, batch.labels.tolist())
+        seen += _seen(batch)
     return seen, intake
 
 
-def _seen(bags: Bags, labels: Sequence[float]) -> list[tuple[int, int]]:
-    ids = bags.ids.reshape(len(bags), -1)
-    return [(int(row[0]) ^ int(row[1]), int(label)) for row, label in zip(ids, labels, strict=True)]
+def _seen(batch: Batch) -> list[Learnt]:
+    ids = batch.bags.ids.reshape(len(batch), -1)
+    stages = [0] * len(batch) if batch.seen is None else batch.seen.stage.tolist()
+    weights = [1.0] * len(batch) if batch.weights is None else batch.weights.tolist()
+    return [
+        (int(row[0]) ^ int(row[1]), int(label), stage, weight)
+        for row, label, stage, weight in zip(ids, batch.labels.tolist(), stages, weights, strict=True)
+    ]

@@ -40,7 +40,7 @@ def test_help_is_quick_and_loads_nothing_heavy():
 @pytest.mark.parametrize("verb", [verb.name for verb in VERBS if is_built(verb)])
 def test_every_verb_has_its_help(verb):
     """--help exits 0 and says more than the summary."""
-    told = _freshet(verb, "--help")
+    told = _freshet(*verb.split(" "), "--help")
     assert told.returncode == 0, told.stderr
     assert f"Usage: freshet {verb}" in told.stdout
 

@@ -11,7 +11,7 @@ from ops.cluster import admin
 from ops.doctor import Finding, Report, examine
 from ops.settings import Loaded
 from ops.topics import ensure_topics
-from schemas.config import Settings, Source, build
+from schemas.config import KafkaConfig, Settings, Source, build
 
 pytestmark = pytest.mark.integration
 
@@ -70,11 +70,19 @@ def test_a_retention_shorter_than_the_join_needs_is_found(report, broker, prefix
 
     settings = {"join.window_s": 60}
     assert _of(report(made={}, **settings), "retention").ok
-    with admin(broker) as client:
+    with admin(KafkaConfig(bootstrap=broker)) as client:
         client.alter_configs([ConfigResource(ConfigResourceType.TOPIC, f"{prefix}events", {"retention.ms": "119000"})])
     found = _of(report(**settings), "retention")
     assert not found.ok
     assert "retention.ms=120000" in found.remedy
+
+
+def test_the_second_pass_needs_the_log_for_as_long_as_it_waits(report):
+    """Mode corrected reads the log again three days later; Kafka's seven days cover that, not eight."""
+    settings = {"join.mode": "corrected", "join.correct_after_s": 3 * 86400}
+    assert _of(report(made={}, **settings), "retention").ok
+    found = _of(report(**settings | {"join.correct_after_s": 8 * 86400}), "retention")
+    assert f"retention.ms={(8 * 86400 + 20) * 1000}" in found.remedy
 
 
 def test_a_table_larger_than_memory_is_found(report):

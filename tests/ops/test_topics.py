@@ -23,7 +23,7 @@ def test_topics_are_made_as_the_design_says(broker: str, make_settings: Callable
     report = ensure_topics(settings)
     assert len(report.created) == 5
     assert not report.mismatches
-    with admin(broker) as client:
+    with admin(settings.kafka) as client:
         found = describe(client, [topic.name for topic in topics_of(settings).values()])
     partitions = {name: found[settings.kafka.topic(name)][0] for name in topics_of(settings)}
     assert partitions == {"events": 3, "examples": 2, "dead-letters": 1, "model-updates": 1, "model-control": 1}

@@ -78,6 +78,12 @@ def test_each_row_gets_its_crosses_at_its_end(rows: list[tuple[Any, ...]], value
     assert found.ids.tolist() == expected
     assert found.lengths is not None
     assert found.lengths.tolist() == longer
+    if all(length == 1 for length in lengths):
+        plain = crossed(Bags(5, np.array(ids, np.uint64), given_values), SCHEMA)
+        assert plain.lengths is None
+        assert plain.ids.tolist() == expected
+        assert (found.values is None) == (plain.values is None)
+        assert found.values is None or (plain.values is not None and plain.values.tolist() == found.values.tolist())
     if values:
         assert found.values is not None
         made = np.isin(np.arange(len(expected)), [at + k for at in np.cumsum([sum(longer[7 * r : 7 * r + 7])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import combinations
+from typing import Any
 
 import pytest
 import torch
@@ -20,10 +21,15 @@ def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def paper_s(**settings: Any) -> ModelConfig:
+    """Without what the paper's model does not have."""
+    return ModelConfig(statistics=False, **settings)
+
+
 def a_model(fields: int, **changes: object) -> RowModel:
     """In float64, with a bias that is not 0."""
     settings = {"factors": 4, "hidden": (8, 6), "bits": 10, "seed": 3, **changes}
-    model = build(ModelConfig(**settings), fields).double()  # type: ignore[arg-type]
+    model = build(paper_s(**settings), fields).double()
     with torch.no_grad():
         model.bias.fill_(0.3)
         for name, weight in model.named_parameters():
@@ -116,7 +122,7 @@ def test_the_seed_makes_the_model_and_nothing_else_does() -> None:
 
 def test_the_first_layers_keep_the_size_of_a_signal() -> None:
     """He initialisation: the mean square of a layer's output equals its input's, over three layers of 400."""
-    model = build(ModelConfig(hidden=(400, 400, 400)), 39)
+    model = build(paper_s(hidden=(400, 400, 400)), 39)
     signal = torch.randn(500, 390, generator=seeded(5))
     for layer in list(model.mlp.layers)[:-1]:  # type: ignore[union-attr,arg-type]
         signal = layer(signal)
@@ -125,7 +131,7 @@ def test_the_first_layers_keep_the_size_of_a_signal() -> None:
 
 def test_new_rows_are_the_format_s() -> None:
     """Trainer and scorer fill an untouched row alike."""
-    model = build(ModelConfig(factors=4, seed=9, init_scale=0.02), 3)
+    model = build(paper_s(factors=4, seed=9, init_scale=0.02), 3)
     rows = torch.tensor([4, 2])
     assert torch.equal(model.new_rows(rows), initial_rows(rows, 5, 1, 0.02, 9))
 

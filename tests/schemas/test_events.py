@@ -145,3 +145,17 @@ def test_no_bytes_crash_the_parser(record: bytes) -> None:
     """Anything is an event or a BadEvent."""
     with contextlib.suppress(BadEvent):
         parse(record)
+
+
+def test_packed_columns_are_the_bytes_of_an_event() -> None:
+    """A field of PackedImpression has the number and, but for columns, the type that Impression gives it; a column that is none
+    is the event's fault, whether it holds one entry or several."""
+    whole = events_pb2.Impression.DESCRIPTOR.fields_by_number
+    for number, packed in events_pb2.PackedImpression.DESCRIPTOR.fields_by_number.items():
+        assert packed.name == whole[number].name
+        assert packed.type == (packed.TYPE_BYTES if packed.name in ("context", "items") else whole[number].type)
+    for items in (["a"], ["a", "b"]):
+        shown = events_pb2.PackedImpression(impression_id="i", time_us=TIME_US, item_id=items, items=[b"\xff\xff"])
+        with pytest.raises(BadEvent) as caught:
+            parse(events_pb2.PackedEvent(impression=shown).SerializeToString())
+        assert caught.value.reason == "garbage"

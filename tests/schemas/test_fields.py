@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from schemas.errors import BadEvent, SchemaError
 from schemas.fields import Encoder, FieldSchema, ReadyId, Slate, aligned, load, log_bin, parse
-from schemas.hashing import hash_missing, hash_value
+from schemas.hashing import canonical, hash_missing, hash_value
 
 
 def field(name: str, number: int, kind: str = "categorical", side: str = "item", **more: Any) -> dict[str, Any]:
@@ -190,3 +192,29 @@ def test_a_cross_knows_the_columns_of_its_sides() -> None:
     fields = [field("c", 9), field("a", 1), field("b", 4)]
     made = parse({"field": fields, "cross": [{"number": 20, "fields": ["c", "a"]}]}, "test")
     assert made.sides == ((2, 0),)
+
+
+plain = st.one_of(st.none(), st.sampled_from(["", " a", "a", "é", "1", "true"]), st.sampled_from([0, 1, 7, 2**63]),
+                  st.sampled_from([0.0, -0.0, 1.0, 2.5, 2.0**63]), st.booleans())
+rows_of_two = st.lists(st.tuples(plain, st.one_of(plain, st.lists(plain, max_size=4))), min_size=1, max_size=4)
+
+
+@given(slates=st.lists(rows_of_two, max_size=5))
+def test_a_column_of_any_mixture_is_its_values_one_by_one(slates: list[list[tuple[Any, Any]]]) -> None:
+    """Through one encoder that remembers values, sets and whole columns: each id is the hash of its value alone, a set's ids
+    come once each in their order, and nothing given is the field's id for that."""
+    def ids(number: int, values: list[Any]) -> list[int]:
+        texts = [canonical(value) for value in values if value is not None and value != ""]
+        return list(dict.fromkeys(hash_missing(number) if text is None else hash_value(number, text) for text in texts))
+
+    encoder = Encoder(schema(field("one", 1), field("many", 2, "set"), field("user", 3, side="context")), training=True)
+    for rows in slates:
+        one, many = [row[0] for row in rows], [row[1] for row in rows]
+        shown = Slate([str(n) for n in range(len(rows))], {"user": one[0]}, {"one": one, "many": many})
+        bags, _ = encoder.encode(shown)
+        expected = []
+        for value, values in rows:
+            for number, bag in ((1, [value]), (2, values if isinstance(values, list) else [values]), (3, [one[0]])):
+                expected.append(ids(number, bag) or [hash_missing(number)])
+        assert bags.ids.tolist() == [one for bag in expected for one in bag]
+        assert bags.all_lengths().tolist() == [len(bag) for bag in expected]

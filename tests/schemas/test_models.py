@@ -33,6 +33,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"architecture": "nfm", "batch_norm": True}, {"architecture": "deepfm", "batch_norm": True, "activation": "dice"},
     {"architecture": "dcn", "cross_layers": 0},
     {"architecture": "deepfm", "statistics": True}, {"architecture": "deepfm", "statistics": True, "logs": (0,)},
+    {"architecture": "deepfm", "heads": 3}, {"architecture": "ffm_stats", "heads": 2, "logs": (0,)},
     {"architecture": "ffm_stats", "logs": (0,)}, {"architecture": "fm", "statistics": True, "logs": (0,)},
 ]
 
@@ -313,3 +314,27 @@ def test_statistics_of_crosses_are_the_formula(architecture: str) -> None:
     assert float((grad * direction).sum()) == pytest.approx(slope, rel=1e-10, abs=1e-10)
     assert (grad[:, 4:] == 0).all()
     assert (grad[:, :, -2:] == 0).all()
+
+
+@pytest.mark.parametrize("architecture", ["deepfm", "ffm_stats", "pnn", "wide_deep"])
+def test_heads_answer_for_themselves_while_learning_and_together_when_scoring(architecture: str) -> None:
+    """Head h of three gives what a model with that network alone gives; what is scored is the mean of the logits."""
+    model = a_model(3, architecture=architecture, heads=3)
+    rows = draw(5, 3, model.row_width, seed=4).abs()
+    together = model(rows, None)
+    each = model.train()(rows, None)
+    assert each.shape == (3, 5)
+    torch.testing.assert_close(each.mean(dim=0), together, **EXACT)
+    alone = a_model(3, architecture=architecture)
+    weights = model.state_dict()
+    for head, prefix in enumerate(["mlp.layers", "mlp.others.0", "mlp.others.1"]):
+        own = {name.replace(prefix, "mlp.layers"): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+        alone.load_state_dict({name: own.get(name, weights[name]) for name in alone.state_dict()})
+        torch.testing.assert_close(alone(rows, None), each[head], **EXACT)
+
+
+@pytest.mark.parametrize("architecture", ["lr", "fm", "ffm", "afm", "dcn"])
+def test_heads_of_a_model_without_a_network_are_an_error(architecture: str) -> None:
+    """Nothing is taken without a word."""
+    with pytest.raises(ConfigError, match=f"model.heads=2: {architecture}"):
+        build(ModelConfig(architecture=architecture, heads=2), 3)

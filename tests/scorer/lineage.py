@@ -151,7 +151,7 @@ class MemorySource:
 
 def small(bits: int = 9, **values: Any) -> ModelConfig:
     """A model that builds in a millisecond."""
-    chosen: dict[str, Any] = {"bits": bits, "factors": 3, "hidden": (8, 4), "init_scale": 0.1} | values
+    chosen: dict[str, Any] = {"bits": bits, "factors": 3, "hidden": (8, 4), "init_scale": 0.1, "statistics": False} | values
     return ModelConfig(**chosen)
 
 

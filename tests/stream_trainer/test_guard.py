@@ -24,8 +24,8 @@ FIELDS = 4
 SCHEMA = parse(
     {"field": [{"name": f"f{n}", "number": n, "kind": "categorical", "side": "item"} for n in range(1, FIELDS + 1)]}, "test"
 )
-MODEL = ModelConfig(bits=12, factors=4, hidden=(16, 8))
-SOUND = LearnConfig(device="cpu", batch_rows=32, guard_rows=1024)
+MODEL = ModelConfig(bits=12, factors=4, hidden=(16, 8), statistics=False)
+SOUND = LearnConfig(device="cpu", batch_rows=32, guard_rows=1024, dense_optimiser="adam", dense_rate=0.001)
 WILD = replace(SOUND, row_optimiser="adam", row_rate=0.1, dense_rate=0.1)   # ends worse than saying the click rate
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -31,8 +32,8 @@ MIXED = parse(
     },
     "test",
 )
-MODEL = ModelConfig(bits=12, factors=4, hidden=(16, 8), seed=5)
-LEARN = LearnConfig(device="cpu", row_optimiser="adagrad", row_rate=0.05, dense_rate=0.01)
+MODEL = ModelConfig(bits=12, factors=4, hidden=(16, 8), seed=5, statistics=False)
+LEARN = LearnConfig(device="cpu", row_optimiser="adagrad", row_rate=0.05, dense_optimiser="adam", dense_rate=0.01)
 
 
 def one_hot(rows: int, seed: int, values: int = 30) -> tuple[Bags, np.ndarray]:
@@ -119,7 +120,9 @@ def test_it_learns_what_a_dense_reference_learns(
 
     Torch's SparseAdam counts steps for all rows together; so every row of the reference is in every batch.
     """
-    learn = LearnConfig(device="cpu", row_optimiser=optimiser, row_rate=0.02, dense_rate=0.01)  # type: ignore[arg-type]
+    learn = LearnConfig(
+        device="cpu", row_optimiser=optimiser, row_rate=0.02, dense_optimiser="adam", dense_rate=0.01,  # type: ignore[arg-type]
+    )
     learner = Learner(MODEL, learn, schema)
     first = batch(40, 0)
     learner.learn(*first)  # the first batch sets the bias and is learnt; the reference begins after it
@@ -200,7 +203,7 @@ def test_the_first_batch_sets_the_bias() -> None:
 def test_stopped_and_restored_is_never_interrupted(dropout: float, optimiser: str) -> None:
     """State saved after 7 batches and loaded elsewhere gives the same bits after 15 as no interruption, and twice the
     same run gives the same bits; dropout draws the same neurons."""
-    model = ModelConfig(bits=12, factors=4, hidden=(16, 8), seed=5, dropout=dropout)
+    model = replace(MODEL, dropout=dropout)
     learn = LearnConfig(device="cpu", row_optimiser=optimiser, row_rate=0.01)  # type: ignore[arg-type]
     undisturbed, again, first = (Learner(model, learn, ONE_HOT) for _ in range(3))
     said = [undisturbed.learn(*one_hot(50, step)) for step in range(15)]

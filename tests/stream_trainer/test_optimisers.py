@@ -47,9 +47,9 @@ def batches(rows: int, width: int, count: int) -> list[Tensor]:
 
 def learnt(optimiser: RowOptimiser, start: Tensor, gradients: list[Tensor]) -> Tensor:
     """The rows after these batches."""
-    weights, state = start.clone(), torch.zeros(len(start), optimiser.state_width(start.shape[1]))
+    weights, state = start.clone(), start.new_zeros(len(start), optimiser.state_width(start.shape[1]))
     for gradient in gradients:
-        optimiser.step(weights, state, gradient)
+        optimiser.step(weights, state, gradient.to(start.dtype))
     return weights
 
 
@@ -100,10 +100,12 @@ def test_no_gradient_moves_nothing(optimiser: RowOptimiser) -> None:
 @pytest.mark.parametrize(("l1", "l2"), [(0.0, 0.0), (0.5, 0.0), (0.0, 0.7), (0.5, 0.7)])
 @pytest.mark.parametrize("start", [0.0, 0.8, -0.3])
 def test_ftrl_is_the_paper_s_algorithm_coordinate_by_coordinate(start: float, l1: float, l2: float) -> None:
-    """Against a scalar loop in doubles, to 1e-6; from 0 as in the paper, and from elsewhere with the z that gives it."""
+    """Against a scalar loop, in doubles to 1e-12, in floats to what 50 rounded steps leave; from 0 as in the paper, and from
+    elsewhere with the z that gives it."""
     rate, beta = 0.1, 1.0
     gradients = [gradient.clamp(-3, 3) for gradient in batches(6, 5, 50)]
     found = learnt(Ftrl(rate, beta, l1, l2), torch.full((6, 5), start), gradients)
+    exact = learnt(Ftrl(rate, beta, l1, l2), torch.full((6, 5), start, dtype=torch.float64), gradients)
     expected = torch.zeros(6, 5, dtype=torch.float64)
     for row in range(6):
         for column in range(5):
@@ -115,6 +117,7 @@ def test_ftrl_is_the_paper_s_algorithm_coordinate_by_coordinate(start: float, l1
                 z, n = z + g - sigma * w, n + g * g
                 w = 0.0 if abs(z) <= l1 else -(z - math.copysign(l1, z)) / ((beta + math.sqrt(n)) / rate + l2)
             expected[row, column] = w
+    torch.testing.assert_close(exact, expected, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
     if l1 and not start:
         assert ((found == 0) == (expected == 0)).all()
@@ -136,8 +139,8 @@ def test_l1_makes_weights_exactly_zero() -> None:
 
 
 def test_rowwise_adagrad_by_a_loop() -> None:
-    """One sum per row, of the mean square of its gradient, in doubles to 1e-6; equal gradients make it Adagrad."""
-    start, gradients = torch.zeros(3, 4), batches(3, 4, 30)
+    """One sum per row, of the mean square of its gradient, in doubles to 1e-8; equal gradients make it Adagrad."""
+    start, gradients = torch.zeros(3, 4, dtype=torch.float64), batches(3, 4, 30)
     found = learnt(RowwiseAdagrad(0.05), start, gradients)
     for row in range(3):
         total, weights = 0.0, [0.0] * 4
@@ -145,7 +148,7 @@ def test_rowwise_adagrad_by_a_loop() -> None:
             g = gradient[row].tolist()
             total += sum(one * one for one in g) / 4
             weights = [w - 0.05 * one / math.sqrt(0.1 + total) for w, one in zip(weights, g, strict=True)]
-        np.testing.assert_allclose(found[row], weights, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(found[row], weights, rtol=1e-8, atol=1e-8)
     same = [torch.full((2, 4), float(step + 1)) for step in range(5)]
     torch.testing.assert_close(
         learnt(RowwiseAdagrad(0.05), torch.zeros(2, 4), same), learnt(Adagrad(0.05), torch.zeros(2, 4), same)
@@ -174,14 +177,14 @@ def test_a_row_s_long_gradient_is_shortened_and_a_short_one_is_not() -> None:
 
 def test_decay_is_a_share_of_the_weight_for_rows_in_the_batch() -> None:
     """w (1 − rate·decay) before the step, whatever the gradient; torch's AdamW does the same."""
-    start, gradients = torch.randn(4, 3, generator=torch.Generator().manual_seed(2)), batches(4, 3, 20)
+    start, gradients = torch.randn(4, 3, generator=torch.Generator().manual_seed(2)).double(), batches(4, 3, 20)
     reference = nn.Parameter(start.clone())
     theirs = torch.optim.AdamW([reference], lr=0.01, weight_decay=0.3)
     for gradient in gradients:
-        reference.grad = gradient.clone()
+        reference.grad = gradient.double()
         theirs.step()
     ours = row_optimiser(LearnConfig(row_optimiser="adam", row_rate=0.01, decay=0.3))
-    torch.testing.assert_close(learnt(ours, start, gradients), reference.detach(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(learnt(ours, start, gradients), reference.detach(), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("optimiser", ALL, ids=str)

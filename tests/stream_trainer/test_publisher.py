@@ -25,7 +25,7 @@ from stream_trainer.store import SnapshotStore
 SCHEMA = parse(
     {"field": [{"name": f"f{n}", "number": n, "kind": "categorical", "side": "item"} for n in (1, 2)]}, "test"
 )
-MODEL = ModelConfig(bits=8, factors=2, hidden=(4,), dropout=0.2)
+MODEL = ModelConfig(bits=8, factors=2, hidden=(4,), dropout=0.2, statistics=False)
 LEARN = LearnConfig(device="cpu", row_optimiser="adagrad", row_rate=0.05)
 SNAPSHOT = SnapshotConfig(version_every_s=0.5, checkpoint_every_s=10, rotation=4, keep_s=5)
 S = 1_000_000

@@ -85,12 +85,13 @@ def test_the_whole_table_is_the_newest_of_each_row(store: SnapshotStore) -> None
 
 
 def test_rows_touched_since_a_version(store: SnapshotStore) -> None:
-    """The union over all later ones."""
+    """The union over all later ones of the lineage."""
     for rows in ([1, 2], [2, 3], [9], [3, 4]):
         write(store, rows, 0)
-    assert store.rows_touched_since(2).tolist() == [3, 4, 9]
-    assert store.rows_touched_since(4).tolist() == []
-    assert store.rows_touched_since(None).tolist() == [1, 2, 3, 4, 9]
+    write(store, [77], 0, lineage="0ther")
+    assert store.rows_touched_since(2, "5eed").tolist() == [3, 4, 9]
+    assert store.rows_touched_since(4, "5eed").tolist() == []
+    assert store.rows_touched_since(None, "5eed").tolist() == [1, 2, 3, 4, 9]
 
 
 def test_only_one_process_writes(store: SnapshotStore) -> None:
@@ -140,6 +141,42 @@ def test_a_broken_chunk_is_named(store: SnapshotStore) -> None:
     store._db.delete(chunk_key("version", 1, 1))
     with pytest.raises(SnapshotError, match="chunk 1: not there"):
         store.read(manifest, "dense")
+
+
+def test_broken_checkpoints_are_set_aside_until_one_is_whole(tmp_path: Path) -> None:
+    """The newest two are broken: the one before is the newest there is, its numbers are not used again, and they go with
+    the next expiry. Where none is whole, that is said instead of beginning anew."""
+    with SnapshotStore(tmp_path) as store:
+        for row in range(3):
+            write(store, [row], row, kind="checkpoint", created_us=row * S)
+        assert store.set_aside_broken_checkpoints() == {}
+        for number in (2, 3):
+            store._db.put(chunk_key("checkpoint", number, 0), b"spoilt")
+        assert list(store.set_aside_broken_checkpoints()) == [3, 2]
+        assert [store.newest_checkpoint()] == list(store.manifests("checkpoint").values())
+        after = write(store, [7], 7, kind="checkpoint")
+        assert (after.number, after.parent) == (4, 1)
+        assert store.load_checkpoint().rows.tolist() == [0, 7]
+        store.expire(0, 300)
+        assert store._db.get(chunk_key("checkpoint", 3, 0)) is None
+        for number in (1, 4):
+            store._db.put(chunk_key("checkpoint", number, 0), b"spoilt")
+        with pytest.raises(SnapshotError, match=r"no checkpoint can be read any more .*chunk 0"):
+            store.set_aside_broken_checkpoints()
+
+
+def test_expiry_keeps_what_going_back_needs(store: SnapshotStore) -> None:
+    """The checkpoint at or before each version that stays, with what that is made of."""
+    for second in range(20):
+        at: dict[str, Any] = {"created_us": second * S, "examples_learnt": second}
+        write(store, [second], second, rotation=1, **at)
+        if second % 5 == 0:
+            write(store, [second], second, kind="checkpoint", rotation=2, version=second + 1, **at)
+    store.expire(19 * S, 2, pinned={8})   # version 8 was written after 7 examples
+    assert list(store.manifests("version")) == [8, *range(17, 21)]
+    assert [one.examples_learnt for one in store.manifests("checkpoint").values()] == [0, 5, 10, 15]
+    store.expire(19 * S, 2)
+    assert [one.examples_learnt for one in store.manifests("checkpoint").values()] == [10, 15]
 
 
 def test_expiry_keeps_what_can_be_loaded_whole(store: SnapshotStore) -> None:

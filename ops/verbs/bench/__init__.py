@@ -1,0 +1,1 @@
+"""The verbs of `freshet bench`, one file each."""

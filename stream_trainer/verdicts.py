@@ -1,0 +1,165 @@
+"""What was said of an example, held until its label is final. Pure: batches in, judgements out, each example once.
+
+Most labels are final when they are learnt. In mode immediate an impression is learnt as a 0 before anybody knows; judged as
+such, the best model would look worst. So what was said of it then, before it was learnt, waits here for its window's end: as
+many numbers as the joiner holds items open. In mode corrected nobody waits days: what is judged is the first of the two, what
+was seen within the window, by the chance that it is seen, f·(1 − late). The second is not judged: it has been learnt before.
+The order of judgements is a function of the examples and where batches are cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from schemas.examples import Stage
+from stream_trainer.intake import Batch
+
+Floats = NDArray[np.float32]
+Key = tuple[int, int]   # source partition, offset of the impression
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Judged:
+    """probabilities, labels: (n,) f32, what was said and what became of it. weights: (n,) f32, what each counts for, such
+    that sampled negatives stand for all. source, impression: (n,) i64, whose they are."""
+
+    probabilities: Floats
+    labels: Floats
+    weights: Floats
+    source: NDArray[np.int64]
+    impression: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(slots=True)
+class _Held:
+    """Items of one impression: place → (what was said, what it counts for as a negative); and those with an action."""
+
+    said: dict[int, tuple[float, float]] = field(default_factory=dict)
+    clicked: set[int] = field(default_factory=set)
+
+
+class Verdicts:
+    """Takes batches with what was said of them, and which impressions are settled; gives what can be judged."""
+
+    def __init__(self) -> None:
+        self._held: dict[Key, _Held] = {}
+
+    def __len__(self) -> int:
+        """Impressions that wait."""
+        return len(self._held)
+
+    def judge(self, batch: Batch | None, said: Floats, before: Sequence[Key], after: Sequence[Key]) -> Judged:
+        """before, after: impressions that are settled before the batch's last row, and after it (Intake.settled).
+
+        In order: those before of earlier batches, what is final in this batch, those before of this one, those after.
+        """
+        if batch is None:
+            return self._settle([*before, *after])
+        if batch.seen is None:
+            now = _judged(batch, np.arange(len(batch)), said, _weights(batch))
+            return joined([self._settle(before), now, self._settle(after)]) if before or after else now
+        new, direct = self._hold(batch, said)
+        own = (batch.seen.stage == Stage.FINAL) | (batch.seen.stage == Stage.OBSERVED)
+        own[direct] = True
+        expected = np.where(batch.seen.stage == Stage.OBSERVED, said * (1 - batch.seen.late), said).astype(np.float32)
+        return joined([
+            self._settle([key for key in before if key not in new]),
+            _judged(batch, np.flatnonzero(own), expected, _weights(batch)),
+            self._settle([key for key in before if key in new]),
+            self._settle(after),
+        ])
+
+    def _hold(self, batch: Batch, said: Floats) -> tuple[set[Key], list[int]]:
+        """Keep what is not final. Returns the impressions that came with this batch, and rows to be judged at once: an action
+        on an item whose 0 the sample left out."""
+        assert batch.seen is not None
+        new: set[Key] = set()
+        direct = []
+        weights = _weights(batch)
+        stages = batch.seen.stage
+        for row in np.flatnonzero((stages == Stage.IMMEDIATE) | (stages == Stage.IMMEDIATE_BOTH)).tolist():
+            key, item = (int(batch.source[row]), int(batch.impression[row])), int(batch.item[row])
+            held = self._held.get(key)
+            if batch.labels[row] > 0.5 and stages[row] == Stage.IMMEDIATE:
+                if held is not None and item in held.said:
+                    held.clicked.add(item)
+                else:
+                    direct.append(row)
+                continue
+            if held is None:
+                held = self._held[key] = _Held()
+            new.add(key)
+            held.said[item] = float(said[row]), float(weights[row])
+            if batch.labels[row] > 0.5:
+                held.clicked.add(item)
+        return new, direct
+
+    def _settle(self, settled: Sequence[Key]) -> Judged:
+        """Judge these; one of which nothing is held (the sample left out all of it) says nothing."""
+        said, labels, weights, keys = [], [], [], []
+        for key in settled:
+            held = self._held.pop(key, None)
+            for item, (probability, weight) in sorted(held.said.items() if held is not None else ()):
+                clicked = held is not None and item in held.clicked
+                said.append(probability)
+                labels.append(float(clicked))
+                weights.append(1.0 if clicked else weight)
+                keys.append(key)
+        places = np.array(keys, np.int64).reshape(-1, 2)
+        return Judged(
+            np.array(said, np.float32), np.array(labels, np.float32), np.array(weights, np.float32), places[:, 0], places[:, 1]
+        )
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """All of it, as arrays for the checkpoint."""
+        rows = [
+            (*key, item, int(item in held.clicked), *numbers)
+            for key, held in self._held.items() for item, numbers in held.said.items()
+        ]
+        return {
+            "held_names": np.array([row[:4] for row in rows], np.int64).reshape(-1, 4),
+            "held_numbers": np.array([row[4:] for row in rows], np.float32).reshape(-1, 2),
+        }
+
+    def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Go on where `state` was taken; one from before there was such a thing holds nothing."""
+        self._held = {}
+        if "held_names" not in state:
+            return
+        for (source, offset, item, clicked), (said, weight) in zip(
+            state["held_names"].tolist(), state["held_numbers"].tolist(), strict=True
+        ):
+            held = self._held.setdefault((source, offset), _Held())
+            held.said[item] = said, weight
+            if clicked:
+                held.clicked.add(item)
+
+
+def _weights(batch: Batch) -> Floats:
+    """What each row counts for in figures: a negative that was kept unweighted stands for 1/rate of them."""
+    weights = np.ones(len(batch), np.float32) if batch.weights is None else batch.weights
+    if batch.seen is None:
+        return weights
+    found: Floats = np.where(batch.labels > 0.5, weights, weights / batch.seen.rate).astype(np.float32)
+    return found
+
+
+def _judged(batch: Batch, rows: NDArray[np.intp], said: Floats, weights: Floats) -> Judged:
+    return Judged(said[rows], batch.labels[rows], weights[rows], batch.source[rows], batch.impression[rows])
+
+
+def joined(parts: Sequence[Judged]) -> Judged:
+    """One after the other."""
+    filled = [part for part in parts if len(part)] or list(parts[:1])
+    if len(filled) == 1:
+        return filled[0]
+    names = ("probabilities", "labels", "weights", "source", "impression")
+    return Judged(*(np.concatenate([getattr(part, name) for part in filled]) for name in names))
