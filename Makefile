@@ -7,7 +7,7 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup java run demo test check lock proto clean
+.PHONY: help setup java run demo test campaign check lock proto clean
 
 help:  ## This list
 	@awk -F':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ demo: setup  ## The same, bounded, with a report
 
 test: setup  ## All tests, with a real Kafka
 	@exec $(BIN)/python -m pytest $(ARGS)
+
+campaign: setup  ## A hundred SIGKILLs under load: is everything learnt once? (12 minutes; ARGS="--kills 10 --seed 2")
+	@exec $(BIN)/python -m tests.integration.campaign $(ARGS)
 
 check: $(VENV)/.project  ## Lint and types
 	@$(BIN)/ruff check .
