@@ -153,6 +153,7 @@ def evaluate(
     if days and from_row:
         raise ConfigError(f"--from-row {from_row}: the days protocol judges the last day and nothing else")
     began = time.monotonic()
+    settings = replace(settings, join=replace(settings.join, suspect_labels=0.0))  # a file has all the labels it will have
     schema = fields.load(settings.model.schema)
     names = _Names()
     events = _Events(settings, schema, names, broken)

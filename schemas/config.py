@@ -122,8 +122,8 @@ class JoinConfig:
     max_ahead_s: float = 5.0           # a time further ahead of its record's Kafka timestamp is clamped to that
     tick_every_s: float = 0.2          # wall seconds of quiet before a joiner writes time into a partition
     hold_timeout_s: float = 60.0       # a replay silent this long has died: ticks go on
-    suspect_labels: float = 20.0       # labels missing in a row, at the usual rate, that mean they have stopped: by chance
-                                       # once in e^20 = 500 million; 0 = what has no label is always a negative
+    suspect_labels: float = 50.0       # labels missing in a row, at the usual rate, that mean they have stopped (chance alone
+                                       # misses e^-50; one user's whole day 30); 0 = what has no label is always a negative
     record_rows: int = 1024            # most examples in one record
     linger_s: float = 0.02             # wall seconds an unfinished record waits for more
     commit_every_s: float = 1.0        # wall seconds between two commits of the smallest held offset

@@ -141,7 +141,8 @@ def test_a_trainer_killed_and_started_again_is_followed_without_a_load(tmp_path)
 
 def test_a_click_learnt_is_in_the_next_answer(make_settings: Callable[..., Settings]):
     """Learn, publish, ask over gRPC: the answer is the learner's own, and the trace of the click comes out complete."""
-    model = {"model.bits": 9, "model.factors": 3, "model.hidden": "8,4", "model.init_scale": 0.1}
+    model = {"model.bits": 9, "model.factors": 3, "model.hidden": "8,4", "model.init_scale": 0.1,
+             "model.statistics": False}
     settings = make_settings(**model, **{"score.poll_s": 0.002, "snapshot.rotation": 4})
     trained = Trained(settings.store_dir)
     trained.publish(0)

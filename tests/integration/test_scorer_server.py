@@ -30,7 +30,7 @@ from scorer.server import REFLECTIONS, ScorerServer
 from tests.scorer.lineage import Lineage, RocksWriter, small, spoilt
 
 SCHEMA = load("appstore")
-MODEL = {"model.bits": 9, "model.factors": 3, "model.hidden": "8,4", "model.init_scale": 0.1}
+MODEL = {"model.bits": 9, "model.factors": 3, "model.hidden": "8,4", "model.init_scale": 0.1, "model.statistics": False}
 CONTEXT = {"user": "u17", "country": "NO", "hour": 10, "installed": ["games", "food"]}
 ROOT = Path(__file__).resolve().parents[2]
 

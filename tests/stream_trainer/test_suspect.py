@@ -19,7 +19,7 @@ from stream_trainer.joiner import low_from, metadata_of
 from stream_trainer.pulse import EVERYBODY, Pulse
 from tests.kit.logs import FAR, at, click, core, impression, join_all, learnt, rows_of, tick
 
-CONFIG = JoinConfig(window_s=10, record_rows=50)
+CONFIG = JoinConfig(window_s=10, record_rows=50, suspect_labels=20.0)
 RATE = 0.2          # clicks a slate
 DIES, BACK, LAST = 100.0, 200.0, 300.0
 STEP_S = 0.1
