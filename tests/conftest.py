@@ -9,11 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings as hypothesis_settings
 
 from schemas.config import Settings, Source, build
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"
+
+# A busy machine makes an example slow, not wrong.
+hypothesis_settings.register_profile("freshet", deadline=None)
+hypothesis_settings.load_profile("freshet")
 
 # A Kafka that the user brings (FRESHET_KAFKA) serves the tests too. No other setting of theirs may reach a test.
 OWN_KAFKA = os.environ.get("FRESHET_KAFKA")

@@ -213,7 +213,7 @@ class Served:
 ACTS = ["learn", "learn", "checkpoint", "kill", "replay", "skip", "pin", "expire", "look"]
 
 
-@hypothesis.settings(deadline=None, max_examples=15, derandomize=True)
+@hypothesis.settings(max_examples=15, derandomize=True)
 @given(st.lists(st.tuples(st.sampled_from(ACTS), st.integers(0, 30)), min_size=5, max_size=30))
 def test_every_reader_has_one_whole_version_of_one_lineage(
     tmp_path_factory: pytest.TempPathFactory, acts: list[tuple[str, int]]

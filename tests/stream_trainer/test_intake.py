@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.config import JoinConfig
@@ -34,7 +34,6 @@ def run(intake: Intake, topic: list[Examples], start: int = 0) -> list[tuple[lis
 
 
 @given(slates=st.integers(1, 40), batch_rows=st.integers(1, 20), ends=st.booleans())
-@settings(deadline=None)
 def test_batches_do_not_depend_on_how_records_were_cut(slates: int, batch_rows: int, ends: bool) -> None:
     """The same examples in records of 1, 4 or 1,000 rows make the same batches: what is learnt hangs on the log alone."""
     found = [run(Intake(SCHEMA, batch_rows), topic_of(slates, rows, ends)) for rows in (1, 4, 1000)]
@@ -44,7 +43,6 @@ def test_batches_do_not_depend_on_how_records_were_cut(slates: int, batch_rows: 
 
 
 @given(slates=st.integers(1, 30), batch_rows=st.integers(1, 20), record_rows=st.integers(1, 10), stop=st.integers(0, 60))
-@settings(deadline=None)
 def test_a_trainer_that_resumes_makes_the_batches_that_were_left(
     slates: int, batch_rows: int, record_rows: int, stop: int
 ) -> None:

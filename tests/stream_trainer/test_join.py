@@ -97,7 +97,7 @@ def late_histories(draw: st.DrawFn) -> list[bytes]:
 
 
 @every
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(log=histories())
 def test_join_equals_a_join_that_never_forgets(config: JoinConfig, log: list[bytes]) -> None:
     """Examples and counted ends, content and order, are those of a pass with the whole log in memory."""
@@ -108,7 +108,7 @@ def test_join_equals_a_join_that_never_forgets(config: JoinConfig, log: list[byt
 
 
 @pytest.mark.parametrize("config", [CORRECTED, EVERY["corrected_sampled"]], ids=["all", "sampled"])
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @example(log=[impression("p", 30), tick(42), tick(56), click("p", 44, "a"), tick(900)], strides=[3])   # in time, out of order
 @example(                                                                                             # before, and forgotten
     log=[impression("q", 0), click("p", 0), click("q", 8), tick(12), impression("p", 13), tick(25), tick(900)], strides=[3]
@@ -234,7 +234,7 @@ steps = st.lists(st.sampled_from(["step", "step", "step", "step", "flush", "comm
     ],
     ids=[*EVERY, "second_pass", "second_pass_sampled"],
 )
-@settings(max_examples=70, deadline=None)
+@settings(max_examples=70)
 @given(log=histories(), plan=steps)
 def test_a_joiner_killed_anywhere_leads_to_the_same_learning(
     config: JoinConfig, kind: type[FirstReader] | type[SecondReader], log: list[bytes], plan: list[str]
@@ -268,7 +268,7 @@ def test_a_joiner_killed_anywhere_leads_to_the_same_learning(
 
 
 @pytest.mark.parametrize("config", [EAGER, IMMEDIATE, EVERY["sampled_weighted"]], ids=["eager", "immediate", "sampled"])
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(log=histories(), cut=st.integers(0, 40), lag=st.integers(0, 12), data=st.data())
 def test_a_zombie_that_goes_on_writing_changes_nothing(
     config: JoinConfig, log: list[bytes], cut: int, lag: int, data: st.DataObject
@@ -301,7 +301,7 @@ def test_a_zombie_that_goes_on_writing_changes_nothing(
 
 
 @every
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(log=histories())
 def test_every_event_has_one_counted_end(config: JoinConfig, log: list[bytes]) -> None:
     """Once all windows are over: events in = impressions joined + actions learnt + all other ends; and every item of a joined
@@ -335,7 +335,7 @@ def days(draw: st.DrawFn) -> tuple[list[tuple[float, bytes]], list[float]]:
 
 
 @pytest.mark.parametrize("name", EVERY)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(found=days())
 def test_backfill_gives_the_examples_of_the_live_join(name: str, found: tuple[list[tuple[float, bytes]], list[float]]) -> None:
     """The same events joined live, with ticks wherever it was quiet, and replayed at full speed with a tick at the end alone:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import log_loss, roc_auc_score
 
@@ -62,7 +62,6 @@ def test_auc_is_the_share_of_pairs_in_the_right_order(scores: list[int], clicks:
     assert got == (pytest.approx(sum(pairs) / len(pairs), abs=1e-12) if pairs else None)
 
 
-@settings(deadline=None)
 @given(sizes=st.lists(st.integers(1, 700), min_size=1, max_size=6), window_rows=st.integers(100, 900))
 def test_windows_do_not_depend_on_how_batches_were_cut(sizes: list[int], window_rows: int) -> None:
     """Any cut gives to the last bit the windows and the lifetime that one piece gives."""

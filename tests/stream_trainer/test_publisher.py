@@ -124,7 +124,7 @@ history = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(history)
 def test_any_life_of_kills_ends_as_if_there_had_been_none(
     tmp_path_factory: pytest.TempPathFactory, history: list[str]

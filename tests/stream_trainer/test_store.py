@@ -204,7 +204,7 @@ def test_expiry_keeps_what_resuming_needs(store: SnapshotStore) -> None:
     assert list(store.manifests("checkpoint")) == [3, 4, 5, 6]
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.lists(st.tuples(st.sampled_from(["write", "expire", "reopen", "checkpoint"]), st.integers(0, 5)), max_size=40))
 def test_whatever_happens_the_newest_can_be_loaded_whole(
     tmp_path_factory: pytest.TempPathFactory, history: list[tuple[str, int]]

@@ -98,7 +98,7 @@ def test_a_rare_action_is_not_missed_by_mistake() -> None:
 LOG = stream(3)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(kills=st.lists(st.integers(1, len(LOG) - 1), min_size=1, max_size=6), lag=st.integers(0, 400))
 def test_a_joiner_killed_anywhere_suspects_the_same(kills: list[int], lag: int) -> None:
     """Commit, go on, die, start from the commit's offset and metadata: learning and ends are those of an undisturbed run."""

@@ -6,7 +6,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.errors import ShapeError
@@ -95,7 +95,6 @@ steps = st.lists(
 )
 
 
-@settings(deadline=None)
 @given(steps)
 def test_it_lists_what_a_plain_set_would(history: list[tuple[str, object]]) -> None:
     """Touched since the last version, since the last checkpoint, ever; and each share, in any order of events."""

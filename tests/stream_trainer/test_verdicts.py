@@ -44,7 +44,7 @@ def outcome(found: Judged) -> Counter[tuple[float, float]]:
 @pytest.mark.parametrize(
     "config", [IMMEDIATE, EVERY["immediate_lateness"], EVERY["eager"]], ids=["immediate", "lateness", "eager"]
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(log=histories(), batch_rows=st.integers(1, 9))
 def test_each_example_is_judged_once_by_its_final_label(config: JoinConfig, log: list[bytes], batch_rows: int) -> None:
     """Mode immediate is judged by the same labels as mode wait, though it learns every impression as a 0."""
@@ -54,7 +54,7 @@ def test_each_example_is_judged_once_by_its_final_label(config: JoinConfig, log:
     assert len(verdicts) == 0
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(log=histories(), batch_rows=st.integers(1, 9), record_rows=st.integers(1, 40))
 def test_the_order_of_judgements_does_not_depend_on_how_records_were_cut(
     log: list[bytes], batch_rows: int, record_rows: int
