@@ -222,8 +222,9 @@ def test_a_full_disk_under_the_broker_loses_nothing(own_broker: Callable[..., An
     with crew_of(settings, "joiner", "trainer") as crew:
         send_all(settings, [shown(f"a{n}") for n in range(20)])
         wait_until(lambda: tallies_of(settings).get("impressions") == 20, 60, "twenty impressions learnt")
-        resource.prlimit(node.pid, resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
         sender = producer(settings.kafka, "test")
+        sender.partitions_for(settings.kafka.topic("events"))   # the broker may end before the first of them is sent
+        resource.prlimit(node.pid, resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
         sending = [
             sender.send(settings.kafka.topic("events"), orjson.dumps(shown(f"b{n}")), key=b"k") for n in range(3)
         ]
