@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.errors import ShapeError
-from stream_trainer.progressive import CLIP
+from stream_trainer.losses import plain_losses
 
 Array = NDArray[np.float64]
 Interval = tuple[float, float]
@@ -105,8 +105,7 @@ def draws(
     rows = len(scores)
     clicked = (labels > 0.5).astype(np.float64)
     p = scores.astype(np.float64)
-    clipped = np.clip(p, CLIP, 1 - CLIP)
-    sums = np.stack([-np.log(np.where(labels > 0.5, clipped, 1 - clipped)), p, clicked], axis=1)   # (n, 3)
+    sums = np.stack([plain_losses(scores, labels), p, clicked], axis=1)   # (n, 3)
     rankings = {"auc": Ranking(scores, labels, None)}
     if groups is not None:
         rankings["group_auc"] = Ranking(scores, labels, groups)

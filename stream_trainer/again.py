@@ -10,7 +10,7 @@ from aiokafka.structs import OffsetAndMetadata, TopicPartition
 
 from schemas.config import KafkaConfig
 from schemas.kafka import client_settings
-from stream_trainer.faust_driver import Position, Record
+from stream_trainer.faust_driver import Position, Record, positions
 
 MOST_RECORDS = 2_000   # handed over at once
 MOST_BYTES = 8 << 20   # fetched ahead, a partition
@@ -31,15 +31,7 @@ class Again:
         await self._consumer.start()
         tps = [TopicPartition(self._topic, partition) for partition in partitions]
         self._consumer.assign(tps)
-        stored = await self._consumer._coordinator.fetch_committed_offsets(tps)   # `committed` leaves out the metadata
-        earliest, end = await self._consumer.beginning_offsets(tps), await self._consumer.end_offsets(tps)
-        found = {}
-        for tp in tps:
-            known = tp in stored and stored[tp].offset >= 0
-            found[tp.partition] = Position(
-                stored[tp].offset if known else None, stored[tp].metadata if known else "", earliest[tp], end[tp]
-            )
-        return found
+        return await positions(self._consumer, tps)
 
     def seek(self, partition: int, offset: int) -> None:
         """Go on there."""

@@ -216,9 +216,9 @@ def _app(config: KafkaConfig, topic_name: str, group: str, member: str, handler:
 
         async def seek_to_committed(self) -> Mapping[TP, int]:
             try:
-                found = await _positions(self._thread, sorted(self.assignment()))
-                starts = await handler.assigned(kafka, {tp.partition: at for tp, at in found.items()})
-                offsets = {tp: starts[tp.partition] for tp in found}
+                assigned = sorted(self.assignment())
+                starts = await handler.assigned(kafka, await _positions(self._thread, assigned))
+                offsets = {tp: starts[tp.partition] for tp in assigned}
                 await self._thread.call_thread(self._seek_all, offsets)
                 watch.restart()
                 return offsets
@@ -387,27 +387,30 @@ class _Watch:
         return 0.0 if self.busy else time.monotonic() - self._last_s
 
 
-async def _positions(thread: Any, tps: list[Any]) -> dict[Any, Position]:
-    """Stored offset with its metadata, first and last offset of each partition, as the broker has them now."""
-    if not tps:
-        return {}
-    topic_partitions = [TopicPartition(tp.topic, tp.partition) for tp in tps]
-
-    async def ask() -> tuple[Any, Any, Any]:
-        consumer = thread._ensure_consumer()
-        return (
-            await consumer._coordinator.fetch_committed_offsets(topic_partitions),
-            await consumer.beginning_offsets(topic_partitions),
-            await consumer.end_offsets(topic_partitions),
-        )
-
-    committed, earliest, end = await asyncio.wait_for(thread.call_thread(ask), timeout=60)
+async def positions(consumer: Any, partitions: Sequence[TopicPartition]) -> dict[int, Position]:
+    """Stored offset with its metadata, first and last offset of each of a topic's partitions, as the broker has them now.
+    consumer: aiokafka's, in whose loop this runs."""
+    committed = await consumer._coordinator.fetch_committed_offsets(partitions)   # `committed` leaves out the metadata
+    earliest, end = await consumer.beginning_offsets(partitions), await consumer.end_offsets(partitions)
     found = {}
-    for tp, ours in zip(topic_partitions, tps, strict=True):
+    for tp in partitions:
         stored = committed.get(tp)
         known = stored is not None and stored.offset >= 0
-        found[ours] = Position(
+        found[tp.partition] = Position(
             committed=stored.offset if known else None, metadata=stored.metadata if known else "",
             earliest=earliest[tp], end=end[tp],
         )
+    return found
+
+
+async def _positions(thread: Any, tps: Sequence[TP]) -> dict[int, Position]:
+    """The same of what Faust has assigned, asked in its consumer's thread."""
+    if not tps:
+        return {}
+    partitions = [TopicPartition(tp.topic, tp.partition) for tp in tps]
+
+    async def ask() -> dict[int, Position]:
+        return await positions(thread._ensure_consumer(), partitions)
+
+    found: dict[int, Position] = await asyncio.wait_for(thread.call_thread(ask), timeout=60)
     return found

@@ -28,7 +28,7 @@ from schemas.bags import Bags, concat
 from schemas.config import LearnConfig
 from schemas.crosses import crossed
 from stream_trainer.learner import Diverged, Learner
-from stream_trainer.losses import Seen, concat_seen, log_losses
+from stream_trainer.losses import CLIP, Seen, concat_seen, log_losses
 from stream_trainer.optimisers import DenseOptimiser, row_optimiser
 
 Floats = NDArray[np.float32]
@@ -44,7 +44,6 @@ ROUTINE_RARER = 8    # and again after so many times as many: a seventh of a pas
 SURE = 4.0           # standard errors by which the smaller step must be better; one in 30,000 by chance
 HALF = 0.5           # what the rates are multiplied by
 MOST_PATIENCE = 64  # windows until the next trial, which doubles with each that was in vain
-_CLIP = 1e-7         # as in progressive.py
 
 
 @dataclass(frozen=True, slots=True)
@@ -347,7 +346,7 @@ def _mean_of(numbers: NDArray[np.float64]) -> tuple[float, float]:
 
 def _entropy(labels: Floats) -> float:
     """Log loss of always saying the click rate."""
-    rate = min(max(float(labels.mean(dtype=np.float64)), _CLIP), 1 - _CLIP)
+    rate = min(max(float(labels.mean(dtype=np.float64)), CLIP), 1 - CLIP)
     return -(rate * math.log(rate) + (1 - rate) * math.log(1 - rate))
 
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ from schemas.examples import Stage
 Floats = NDArray[np.float32]
 
 F_MOST = 0.95   # of f in the weights of fake negatives: 1 is a trap
-CLIP = 1e-7     # as in progressive.py
+CLIP = 1e-7     # nearest a probability may be to 0 or 1: float32 has nothing between 1 − 6e-8 and 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,17 +86,27 @@ def shift(seen: Seen) -> Floats:
     return np.log(seen.rate)
 
 
+def clipped(said: Floats) -> NDArray[np.float64]:
+    """Probabilities of which a logarithm can be taken: (B,) f64."""
+    return np.clip(said.astype(np.float64), CLIP, 1 - CLIP)
+
+
+def plain_losses(said: Floats, labels: NDArray[Any]) -> NDArray[np.float64]:
+    """Log loss of each final label: (B,). labels: (B,) 0 or 1."""
+    p = clipped(said)
+    found: NDArray[np.float64] = -np.log(np.where(labels > 0.5, p, 1 - p))
+    return found
+
+
 def log_losses(said: Floats, labels: Floats, weights: Floats | None, seen: Seen | None) -> NDArray[np.float64]:
     """How well each label, as it is seen, was foretold: least in expectation where `said` is right, whatever the stage.
 
     said, labels, weights: (B,). Returns (B,) weighted log losses of the chance that such a label is seen to be 1.
     """
-    f = np.clip(said.astype(np.float64), CLIP, 1 - CLIP)
-    positive = labels > 0.5
     weight = 1.0 if weights is None else weights.astype(np.float64)
     if seen is None:
-        found: NDArray[np.float64] = -np.log(np.where(positive, f, 1 - f)) * weight
-        return found
+        return plain_losses(said, labels) * weight
+    f, positive = clipped(said), labels > 0.5
     fake = (seen.stage == Stage.IMMEDIATE) | (seen.stage == Stage.IMMEDIATE_BOTH)
     expected = np.where(fake, f / (1 + f), np.where(seen.stage == Stage.OBSERVED, f * (1 - seen.late), f))
     expected = expected / (expected + (1 - expected) * seen.rate)

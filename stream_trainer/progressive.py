@@ -19,14 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.errors import ShapeError
+from stream_trainer.losses import clipped, plain_losses
 from stream_trainer.verdicts import Verdicts
 
 Floats = NDArray[np.float32]
 Rows = tuple[Floats, Floats, Floats]   # probabilities, labels, weights
 
-CLIP = 1e-7                # nearest a probability may be to 0 or 1: float32 has nothing between 1 − 6e-8 and 1
 BINS = 1 << 16             # of the lifetime's AUC, over the logit
-_LOGIT_END = 16.2          # beyond the logit of CLIP
+_LOGIT_END = 16.2          # beyond the logit of losses.CLIP
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,14 +214,9 @@ def _window(first_row: int, rows: int, sums: NDArray[np.float64], auc: float | N
     )
 
 
-def _clipped(probabilities: Floats) -> NDArray[np.float64]:
-    return np.clip(probabilities.astype(np.float64), CLIP, 1 - CLIP)
-
-
 def _sums(probabilities: Floats, labels: Floats, weights: Floats) -> NDArray[np.float64]:
     """Σ w·log loss, Σ w·probabilities, Σ w over clicks, Σ w, clicks."""
-    p, clicked, w = _clipped(probabilities), labels > 0.5, weights.astype(np.float64)
-    losses = -np.log(np.where(clicked, p, 1 - p))
+    losses, clicked, w = plain_losses(probabilities, labels), labels > 0.5, weights.astype(np.float64)
     return np.array(
         [(w * losses).sum(), (w * probabilities).sum(), (w * clicked).sum(), w.sum(), clicked.sum()], np.float64
     )
@@ -229,7 +224,7 @@ def _sums(probabilities: Floats, labels: Floats, weights: Floats) -> NDArray[np.
 
 def _binned(probabilities: Floats, labels: Floats, weights: Floats) -> NDArray[np.float64]:
     """(2, BINS): weights of non-clicks and clicks by logit."""
-    p = _clipped(probabilities)
+    p = clipped(probabilities)
     logit = np.log(p) - np.log1p(-p)
     place = ((logit + _LOGIT_END) * (BINS / (2 * _LOGIT_END))).astype(np.int64)
     return np.bincount(place + BINS * (labels > 0.5), weights, minlength=2 * BINS).reshape(2, BINS).astype(np.float64)

@@ -182,20 +182,11 @@ def read(records: Iterable[EventRecord], schema: FieldSchema, advance: Callable[
     return Rows(together, labels, codes, tuple(values for values, _ in found))
 
 
-def overlaid(settings: Settings, *values: Mapping[str, Any]) -> Settings:
-    """Settings with some keys set, by their dotted names; later ones win."""
-    parts: dict[str, dict[str, Any]] = {}
-    for key, value in ((key, value) for one in values for key, value in one.items()):
-        section, _, name = key.partition(".")
-        parts.setdefault(section, {})[name] = value
-    return replace(settings, **{section: replace(getattr(settings, section), **part) for section, part in parts.items()})
-
-
 def settings_of(name: str, settings: Settings, seed: int) -> Settings:
-    """What one of ours learns by."""
-    if name in BEST:
-        return build(Source("bench", {**BEST[name], "model.seed": seed}))[0]
-    return overlaid(settings, MATCHED, OURS[name], {"model.seed": seed})
+    """What one of ours learns by: the tables above; of `settings` the device and the threads."""
+    open_ones = {"learn.device": settings.learn.device, "learn.threads": settings.learn.threads, "model.seed": seed}
+    table = BEST[name] if name in BEST else {**MATCHED, **OURS[name]}
+    return build(Source("bench", {**table, **open_ones}))[0]
 
 
 def learner_of(name: str, settings: Settings, seed: int) -> Learner:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.errors import ShapeError
-from stream_trainer.progressive import CLIP
+from stream_trainer.losses import plain_losses
 
 Floats = NDArray[np.float32]
 Array = NDArray[np.float64]
@@ -41,7 +41,7 @@ def difference(one: Sequence[Floats], other: Sequence[Floats], labels: Floats) -
     if min(clicked.sum(), (~clicked).sum()) < 2:
         raise ShapeError(f"{clicked.sum()} clicks of {len(labels)} rows: an AUC's error takes two rows of each class")
     share = _mean([placements(said, clicked) for said in one]) - _mean([placements(said, clicked) for said in other])
-    loss = _mean([losses(said, clicked) for said in one]) - _mean([losses(said, clicked) for said in other])
+    loss = _mean([plain_losses(said, clicked) for said in one]) - _mean([plain_losses(said, clicked) for said in other])
     return Difference(
         auc=float(share[clicked].mean()),
         auc_error=math.hypot(_error(share[clicked]), _error(share[~clicked])),
@@ -61,13 +61,6 @@ def placements(said: Floats, clicked: NDArray[np.bool_]) -> Array:
     below = (np.cumsum(rest) - rest / 2) / rest.sum()               # of each distinct score: rest below it
     above = 1 - (np.cumsum(clicks) - clicks / 2) / clicks.sum()     # clicks above it
     found: Array = np.where(clicked, below[place], above[place])
-    return found
-
-
-def losses(said: Floats, clicked: NDArray[np.bool_]) -> Array:
-    """Log loss of each row, as progressive.py has it: (n,) f64."""
-    p = np.clip(said.astype(np.float64), CLIP, 1 - CLIP)
-    found: Array = -np.log(np.where(clicked, p, 1 - p))
     return found
 
 
