@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,7 @@ from schemas.bags import Bags
 from schemas.config import Settings
 from schemas.errors import ConfigError, FreshetError
 from schemas.events import Impression
-from schemas.fields import FieldSchema
+from schemas.fields import FieldSchema, Slate
 from stream_trainer.corrections import SecondPass
 from stream_trainer.intake import Intake
 from stream_trainer.join import BEGINNING, DeadLetter, JoinCore
@@ -78,8 +79,13 @@ class _Events:
         encoder = fields.Encoder(schema, training=True)
 
         def encode(shown: Impression) -> Bags:
+            if not self._fits:
+                self._look(shown.slate)
             return encoder.encode(shown.slate)[0]
 
+        self._known = {spec.name for spec in schema.fields} - {"item_id", "position"}   # these two come of themselves
+        self._fits = not self._known                        # a field of the schema has come
+        self._foreign: dict[str, None] = {}                 # what came before that, in its order
         self.intake = Intake(schema, settings.learn.batch_rows)
         self.join = JoinCore(0, settings.join, BEGINNING, encode, schema.numbers, schema.digests)
         self._second = SecondPass(
@@ -110,10 +116,20 @@ class _Events:
             self._feed(self._last_us, closing_tick(self._settings, self._last_us), NO_GROUP)
 
     def offer(self, flush: bool = False) -> None:
-        """Let the intake have what the join has made final."""
+        """Let the intake have what the join has made final. Raises ConfigError for events of another schema altogether."""
+        if self._foreign and not self._fits:
+            raise ConfigError(
+                f"model.schema={self._settings.model.schema}: none of its fields ({_some(sorted(self._known))}) is in this "
+                f"file, which has {_some(self._foreign)}. Set model.schema to one that names them"
+            )
         for record in [*self.join.records(0, flush), *(self._second.records(0, flush) if self._second else ())]:
             self.intake.offer(0, self._written, record)
             self._written += 1
+
+    def _look(self, slate: Slate) -> None:
+        names = [*slate.context, *slate.columns]
+        self._fits = not self._known.isdisjoint(names)
+        self._foreign.update(dict.fromkeys(names))
 
     def groups(self, impressions: NDArray[np.int64]) -> NDArray[np.int64]:
         """Of rows, by the offsets of their impressions."""
@@ -214,6 +230,12 @@ def evaluate(
         rows_learnt=rows_learnt, tallies=dict(training.intake.tallies), dead_letters=dead_letters,
         weights_digest=training.learner.digest(), seconds=time.monotonic() - began,
     )
+
+
+def _some(names: Iterable[str], most: int = 4) -> str:
+    """The first few."""
+    few = list(islice(names, most + 1))
+    return ", ".join(few[:most]) + (" …" if len(few) > most else "")
 
 
 def _finally(settings: Settings) -> Settings:

@@ -49,6 +49,12 @@ def run(path: Path, settings: Settings = SETTINGS, from_row: int = 0, interval_s
     return evaluate(settings, formats.read(path, "criteo", interval_us, settings.join.action), from_row)
 
 
+def test_a_file_of_another_schema_is_refused_and_not_scored_by_chance(path: Path) -> None:
+    """With a schema none of whose fields the file has, every row is the same to the model: AUC .5 of nothing but numbers."""
+    with pytest.raises(ConfigError, match=r"model.schema=appstore: none of its fields \(.*which has C1\. Set"):
+        run(path, replace(SETTINGS, model=replace(SETTINGS.model, schema="appstore")))
+
+
 def test_figures_are_those_of_another_library(path: Path) -> None:
     """AUC and log loss of the rows asked for, by scikit-learn on the scores themselves."""
     found = run(path, from_row=300)
