@@ -45,8 +45,9 @@ run: setup  ## Everything on this machine until Ctrl-C
 demo: setup  ## The same, bounded, with a report
 	@exec $(BIN)/freshet demo $(ARGS)
 
+# Two processes, each with a Kafka: most of the time is waiting. Whole files, the long ones (integration) first.
 test: setup  ## All tests, with a real Kafka
-	@exec $(BIN)/python -m pytest $(ARGS)
+	@exec $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 campaign: setup  ## A hundred SIGKILLs under load: is everything learnt once? (12 minutes; ARGS="--kills 10 --seed 2")
 	@exec $(BIN)/python -m tests.integration.campaign $(ARGS)
