@@ -8,13 +8,10 @@ from __future__ import annotations
 import base64
 import binascii
 import math
-from array import array
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
-from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 from google.protobuf.message import DecodeError
@@ -25,14 +22,12 @@ from schemas.proto import events_pb2
 
 MAX_ITEMS = 1000
 MAX_BYTES = 4 << 20      # a slate of 1,000 items with 40 features each is about 1 MiB
-_NOTHING: Mapping[str, Any] = MappingProxyType({})
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _US = timedelta(microseconds=1)
 _TIME_LIMIT_US = 253_402_300_800_000_000  # the year 10000
 
 
-@dataclass(frozen=True, slots=True)
-class Impression:
+class Impression(NamedTuple):
     """A slate that was shown. time_us: event time. served_probability, served_version: what ranked it, if told."""
 
     impression_id: str
@@ -43,8 +38,7 @@ class Impression:
     echo: Sequence[bytes] | None = None                # one per item, as Score returned it
 
 
-@dataclass(frozen=True, slots=True)
-class Action:
+class Action(NamedTuple):
     """Something a user did to an item of a slate, usually a click."""
 
     impression_id: str
@@ -54,8 +48,7 @@ class Action:
     value: float = 1.0
 
 
-@dataclass(frozen=True, slots=True)
-class Tick:
+class Tick(NamedTuple):
     """Time in the log. hold: a replay has begun; end: it is over."""
 
     time_us: int
@@ -216,9 +209,12 @@ def _from_protobuf(record: bytes) -> Event:
     impression_id = shown.impression_id
     if not impression_id:
         raise BadEvent("missing_key", "needs impression_id")
-    item_ids = shown.item_id[:]
-    context = {name: column[0] for name, column in _unpacked(shown.context, 1).items()}
-    slate = Slate(item_ids, context, _unpacked(shown.items, len(item_ids)), shown.position[:] or None)
+    item_ids, context, items = shown.item_id[:], list(map(_single, shown.context)), shown.items
+    if len(item_ids) == 1:
+        columns = {name: [value] for name, value in _by_name(list(map(_single, items))).items()}
+    else:
+        columns = _by_name([_column(_message(column), len(item_ids)) for column in items])
+    slate = Slate(item_ids, _by_name(context), columns, shown.position[:] or None)
     return _impression(
         impression_id, _in_range(shown.time_us, "time_us"), slate, shown.served_probability[:] or None,
         shown.model.version, shown.echo[:] or None,
@@ -226,20 +222,15 @@ def _from_protobuf(record: bytes) -> Event:
 
 
 def columns_from_proto(columns: Sequence[events_pb2.Column], entries: int) -> dict[str, list[Any]]:
-    """Columns → one list per field with `entries` entries: a value, None, or a list for a set. Raises BadEvent."""
-    return _by_name(_column(column, entries) for column in columns)
-
-
-def _unpacked(columns: Sequence[bytes], entries: int) -> dict[str, list[Any]]:
-    """The same for columns as bytes. Those of one entry come again and again, and are remembered."""
-    if entries == 1:
-        return _by_name(map(_single, columns))
-    return _by_name(_column(_message(column), entries) for column in columns)
+    """Columns → one list per field with `entries` entries: a value, None, or a tuple for a set. Raises BadEvent."""
+    return _by_name([_column(column, entries) for column in columns])
 
 
 @lru_cache(maxsize=1 << 16)   # about 30 MB
-def _single(column: bytes) -> tuple[str, list[Any]]:
-    return _column(_message(column), 1)
+def _single(column: bytes) -> tuple[str, Any]:
+    """Name and value of a column of one entry. The same ones come again and again, and are remembered by their bytes."""
+    name, values = _column(_message(column), 1)
+    return name, values[0]
 
 
 def _message(column: bytes) -> events_pb2.Column:
@@ -249,12 +240,11 @@ def _message(column: bytes) -> events_pb2.Column:
         raise BadEvent("garbage", "a column that is no freshet.events.v1.Column") from wrong
 
 
-def _by_name(columns: Iterable[tuple[str, list[Any]]]) -> dict[str, list[Any]]:
-    found: dict[str, list[Any]] = {}
-    for name, values in columns:
-        if name in found:
-            raise BadEvent("field_twice", f"column {name!r}: each field once, by name")
-        found[name] = values
+def _by_name(columns: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(columns)
+    if len(found) < len(columns):
+        names = [name for name, _ in columns]
+        raise BadEvent("field_twice", f"column {max(names, key=names.count)!r}: each field once, by name")
     return found
 
 
@@ -263,13 +253,11 @@ def _column(column: events_pb2.Column, entries: int) -> tuple[str, list[Any]]:
     name = column.field
     if not name:
         raise BadEvent("missing_key", "column '': each field once, by name")
-    values: list[Any] = column.strings[:]
-    numbers, ids, lengths = column.numbers[:], column.ids[:], column.lengths[:]
-    if numbers or ids:
-        if values or (numbers and ids):
-            raise BadEvent("wrong_type", f"column {name}: fill one of strings, numbers and ids")
-        values = numbers or [ReadyId(one) for one in ids]
-    if numbers and not math.isfinite(sum(numbers)) and not all(map(math.isfinite, numbers)):  # a sum may overflow
+    strings, numbers, ids, lengths = column.strings, column.numbers, column.ids, column.lengths[:]
+    if bool(strings) + bool(numbers) + bool(ids) > 1:
+        raise BadEvent("wrong_type", f"column {name}: fill one of strings, numbers and ids")
+    values: list[Any] = strings[:] if strings else numbers[:] if numbers else [ReadyId(one) for one in ids]
+    if numbers and not math.isfinite(sum(values)) and not all(map(math.isfinite, values)):  # a sum may overflow
         raise BadEvent("not_finite", f"column {name}: numbers must be finite; leave an entry out with lengths 0")
     if not lengths:
         if len(values) != entries:
@@ -281,12 +269,12 @@ def _column(column: events_pb2.Column, entries: int) -> tuple[str, list[Any]]:
             f"column {name}: {len(lengths)} lengths adding up to {sum(lengths)}, "
             f"for {entries} entries and {len(values)} values",
         )
-    entry_values: list[Any] = []
-    start = 0
+    entries_of: list[Any] = []
+    flat, start = tuple(values), 0
     for length in lengths:
-        entry_values.append(values[start] if length == 1 else values[start : start + length] or None)
+        entries_of.append(flat[start] if length == 1 else flat[start : start + length] or None)
         start += length
-    return name, entry_values
+    return name, entries_of
 
 
 # --- both ---------------------------------------------------------------------------------------------------------
@@ -298,10 +286,11 @@ def check_items(item_ids: Sequence[str]) -> None:
         raise BadEvent("no_items", "a slate shows at least one item")
     if len(item_ids) > MAX_ITEMS:
         raise BadEvent("too_many_items", f"{len(item_ids):,} items, at most {MAX_ITEMS:,}")
-    if len(set(item_ids)) != len(item_ids):
+    distinct = set(item_ids)
+    if len(distinct) != len(item_ids):
         twice = sorted({one for one in item_ids if item_ids.count(one) > 1})
         raise BadEvent("item_twice", f"items of a slate are distinct; shown twice: {', '.join(twice[:3])}")
-    if "" in item_ids:
+    if "" in distinct:
         raise BadEvent("missing_key", f"item {list(item_ids).index('')} has no id")
 
 
@@ -319,15 +308,6 @@ def _impression(
     if probability is not None and [one for one in probability if one < 0 or one > 1]:
         raise BadEvent("wrong_type", "served_probability: from 0 to 1")
     return Impression(impression_id, time_us, slate, probability, version if 0 <= version < 1 << 64 else 0, echo)
-
-
-def without_features(shown: Impression) -> Impression:
-    """What a join still needs of an impression whose ids are made: a tenth of its memory."""
-    probability = shown.served_probability
-    return Impression(
-        shown.impression_id, shown.time_us, Slate(shown.slate.item_ids, _NOTHING, _NOTHING),
-        None if probability is None else array("f", probability), shown.served_version,
-    )
 
 
 def tick_bytes(tick: Tick) -> bytes:

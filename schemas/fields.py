@@ -9,11 +9,10 @@ from __future__ import annotations
 import difflib
 import math
 import tomllib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, repeat
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import xxhash
@@ -106,6 +105,10 @@ class FieldSchema:
     fields: tuple[Field, ...]
     crosses: tuple[Cross, ...] = ()
 
+    def __hash__(self) -> int:
+        """By its name, which is enough: else each look-up of what is remembered for a schema hashes all its fields."""
+        return hash(self.name)
+
     @property
     def digest(self) -> int:
         """64 bits over the digests of all fields."""
@@ -142,12 +145,11 @@ class FieldSchema:
         return (*zip(self.numbers, self.digests, strict=True), *crosses)
 
 
-@dataclass(frozen=True, slots=True)
-class Slate:
+class Slate(NamedTuple):
     """A context and items to rank, as plain values: what an impression and a scoring request have in common.
 
     context: field → value. columns: field → one entry per item. A value is text, a number, a bool, None (missing), a
-    list of those (a set), or a `ReadyId`.
+    list or tuple of those (a set), or a `ReadyId`.
     """
 
     item_ids: Sequence[str]
@@ -185,48 +187,33 @@ class Encoder:
         strange: list[str] = []
         if not (slate.context.keys() <= self._context and slate.columns.keys() <= self._items):
             strange = self._strange(slate)
-        columns: list[tuple[list[bytes], list[float] | None]] = [
-            ([column.shared(slate.context)], None) if column.plain else column.bags(slate, items) for column in self._columns
-        ]
+        bags: list[_Strand] = []
+        weights: dict[int, list[float]] = {}               # place of a field with real values → the value of each item
+        for column in self._columns:
+            if column.plain:
+                bags.append(column.shared(slate.context))
+                continue
+            bag, real = column.bags(slate, items)
+            if real is not None:
+                weights[len(bags)] = real
+            bags.append(bag)
 
         # Ids are bytes until here: joining 340 of them costs 4 µs, an array of as many Python numbers 9.
-        strands: list[Iterable[bytes]] = []                # per field or run of shared fields: a piece per item
-        shared = b""
-        for bags, _ in columns:
-            if len(bags) == 1:
-                shared += bags[0]
-                continue
-            if shared:
-                strands.append(repeat(shared, items))
-                shared = b""
-            strands.append(bags)
-        if strands:
-            if shared:
-                strands.append(repeat(shared, items))
-            shared = b"".join(chain.from_iterable(zip(*strands, strict=True)))
-        elif items > 1:
-            shared *= items
-        return made(len(columns), np.frombuffer(shared, "<u8"), *self._values_and_lengths(columns, items)), strange
-
-    def _values_and_lengths(
-        self, columns: Sequence[tuple[list[bytes], list[float] | None]], items: int
-    ) -> tuple[NDArray[np.float32] | None, NDArray[np.uint16] | None]:
+        ids = np.frombuffer(_interleaved(bags, items), "<u8")                      # (n,)
         lengths: NDArray[np.uint16] | None = None
         values: NDArray[np.float32] | None = None
         if self._sets:
-            counts = np.empty((items, len(columns)), np.uint16)                    # (items, F)
-            counts.fill(1)
+            counts: list[_Strand] = [_COUNTS[1]] * len(bags)
             for place in self._sets:
-                bags, _ = columns[place]
-                counts[:, place] = len(bags[0]) >> 3 if len(bags) == 1 else [len(bag) >> 3 for bag in bags]
-            lengths = counts.reshape(-1)                                           # (items·F,)
+                bag = bags[place]
+                counts[place] = _count(bag) if isinstance(bag, bytes) else list(map(_count, bag))
+            lengths = np.frombuffer(_interleaved(counts, items), "<u2")            # (items·F,)
         if self._has_values:
-            per_bag = np.ones((items, len(columns)), np.float32)                   # (items, F)
-            for place, (_, weights) in enumerate(columns):
-                if weights is not None:
-                    per_bag[:, place] = weights
+            per_bag = np.ones((items, len(bags)), np.float32)                      # (items, F)
+            for place, real in weights.items():
+                per_bag[:, place] = real
             values = per_bag.reshape(-1) if lengths is None else np.repeat(per_bag.reshape(-1), lengths)  # (n,)
-        return values, lengths
+        return made(len(bags), ids, values, lengths), strange
 
     def _strange(self, slate: Slate) -> list[str]:
         found = [name for name in slate.context if name not in self._context]
@@ -237,21 +224,52 @@ class Encoder:
         return found
 
 
+_Strand = bytes | list[bytes]   # of one field: what all items share, or a piece per item
+
+
+def _interleaved(strands: Sequence[_Strand], items: int) -> bytes:
+    """Item by item, the pieces of all strands."""
+    runs: list[list[bytes]] = []
+    shared = b""
+    for strand in strands:
+        if isinstance(strand, bytes):
+            shared += strand
+            continue
+        if shared:
+            runs.append([shared] * items)
+            shared = b""
+        runs.append(strand)
+    if not runs:
+        return shared * items
+    if shared:
+        runs.append([shared] * items)
+    pieces = [b""] * (items * len(runs))
+    for place, run in enumerate(runs):
+        pieces[place :: len(runs)] = run
+    return b"".join(pieces)
+
+
+_COUNTS = [count.to_bytes(2, "little") for count in range(MAX_SET + 1)]
+
+
+def _count(bag: bytes) -> bytes:
+    """How many ids."""
+    return _COUNTS[len(bag) >> 3]
+
+
 class _Ids(dict[Any, bytes]):
     """Values of one type → their ids, 8 bytes little-endian each; made when first asked for.
 
-    One type, because 1, 1.0 and True are equal as keys and not as values. Raises _OtherType for another, None excepted.
+    One type, because 1, 1.0 and True are equal as keys and not as values. Raises _OtherType for another.
     """
 
-    __slots__ = ("_kind", "_make", "_missing")
+    __slots__ = ("_kind", "_make")
 
-    def __init__(self, kind: type, make: Callable[[Any], bytes], missing: bytes) -> None:
-        self._kind, self._make, self._missing = kind, make, missing
+    def __init__(self, kind: type, make: Callable[[Any], bytes]) -> None:
+        self._kind, self._make = kind, make
 
     def __missing__(self, value: Any) -> bytes:
         if type(value) is not self._kind:
-            if value is None:
-                return self._missing
             raise _OtherType
         found = self._make(value)
         if len(self) >= CACHE_ENTRIES:
@@ -260,117 +278,137 @@ class _Ids(dict[Any, bytes]):
         return found
 
 
+class _Sets(dict[Any, bytes]):
+    """Tuples → the ids of a set. Those of texts alone are remembered: (1,) and (True,) are equal as keys."""
+
+    __slots__ = ("_make",)
+
+    def __init__(self, make: Callable[[Any], bytes]) -> None:
+        self._make = make
+
+    def __missing__(self, values: tuple[Any, ...]) -> bytes:
+        found = self._make(values)
+        if all(type(one) is str for one in values):
+            if len(self) >= CACHE_SETS:
+                self.clear()
+            self[values] = found
+        return found
+
+
+class _Each:
+    """Remembers nothing: what is asked for is made anew."""
+
+    __slots__ = ("_make",)
+
+    def __init__(self, make: Callable[[Any], bytes]) -> None:
+        self._make = make
+
+    def __getitem__(self, value: Any) -> bytes:
+        return self._make(value)
+
+
 class _OtherType(TypeError):
     """A column holds values of several types."""
 
 
-class _Column:
-    """One field of a slate → bags, each the bytes of its ids laid end to end."""
+class _Column(dict[type, _Ids | _Sets | _Each]):
+    """One field of a slate → bags, each the bytes of its ids laid end to end. As a mapping: a type → its values' bags."""
 
-    __slots__ = ("_given", "_ids", "_logged", "_missing", "_name", "_present", "_real", "_sets", "_texts", "plain", "spec")
+    __slots__ = ("_logged", "_missing", "_name", "_present", "_real", "_served", "plain", "spec")
 
     def __init__(self, spec: Field, training: bool) -> None:
+        super().__init__()
         self.spec = spec
         self._name = spec.name
         amount = spec.kind == "numeric" and spec.transform != "log_bins"
         self._real, self._logged = spec.kind == "numeric" and not spec.binned, spec.with_log
         self.plain = spec.side == "context" and not amount and (training or not spec.training_only)   # `shared` is enough
-        self._given = [spec.served_value] if spec.training_only and not training else None
+        self._served = (spec.served_value,) if spec.training_only and not training else None
         self._missing = _as_bytes(hash_missing(spec.number))
         self._present = _as_bytes(hash_value(spec.number, b"value"))
-        self._ids = {kind: _Ids(kind, self._make, self._missing) for kind in (str, float, int)}
-        self._texts = self._ids[str]
-        self._sets: dict[tuple[Any, ...], bytes] = {}      # sets of texts alone: (1,) and (True,) are equal
+
+    def __missing__(self, kind: type) -> _Ids | _Sets | _Each:
+        found: _Ids | _Sets | _Each
+        if kind is ReadyId:
+            found = _Each(_as_bytes)
+        elif issubclass(kind, list | tuple):
+            found = _Each(self._one) if self.spec.kind != "set" else _Sets(self._set) if kind is tuple else _Each(self._listed)
+        elif issubclass(kind, str | int | float | np.generic | type(None)):
+            found = _Ids(kind, self._make)
+        else:
+            found = _Each(self._make)                      # which refuses it
+        self[kind] = found
+        return found
 
     def shared(self, context: Mapping[str, Any]) -> bytes:
         """The bag that all items of a slate share."""
         value = context.get(self._name)
         try:
-            return self._texts[value] if type(value) is str else self._bag(value)
+            return self[type(value)][value]
         except BadEvent as bad:
             raise BadEvent(bad.reason, f"field {self._name}: {bad}") from bad
 
-    def bags(self, slate: Slate, items: int) -> tuple[list[bytes], list[float] | None]:
+    def bags(self, slate: Slate, items: int) -> tuple[_Strand, list[float] | None]:
         """A bag per item, or a single one that all items share; and for real-valued numbers the value of each."""
-        spec = self.spec
-        given: Sequence[Any]
-        if self._given is not None:
-            given = self._given
-        elif spec.side == "context":
-            given = (slate.context.get(spec.name),)
-        elif spec.name in slate.columns:
-            given = slate.columns[spec.name]
-        elif spec.name == "position" and slate.positions is not None:
-            given = [place or None for place in slate.positions] if 0 in slate.positions else slate.positions  # 0 = not given
-        elif spec.name == "item_id":
-            given = slate.item_ids
-        else:
-            given = (None,)
+        given = self._given(slate)
         if len(given) not in (1, items):
-            raise BadEvent("ragged_columns", f"field {spec.name}: {len(given)} entries for {items} items")
+            raise BadEvent("ragged_columns", f"field {self._name}: {len(given)} entries for {items} items")
         try:
             if self._real:
                 return self._amounts(given)
             return self._bags(given), [_log(_bare(value)) for value in given] if self._logged else None
         except BadEvent as bad:
-            raise BadEvent(bad.reason, f"field {spec.name}: {bad}") from bad
+            raise BadEvent(bad.reason, f"field {self._name}: {bad}") from bad
 
-    def _bags(self, given: Sequence[Any]) -> list[bytes]:
+    def _given(self, slate: Slate) -> Sequence[Any]:
+        if self._served is not None:
+            return self._served
+        if self.spec.side == "context":
+            return (slate.context.get(self._name),)
+        if self._name in slate.columns:
+            return slate.columns[self._name]
+        if self._name == "item_id":
+            return slate.item_ids
+        if self._name == "position" and slate.positions is not None:
+            return [place or None for place in slate.positions] if 0 in slate.positions else slate.positions  # 0 = not given
+        return (None,)
+
+    def _bags(self, given: Sequence[Any]) -> _Strand:
         if len(given) == 1:
-            return [self._bag(given[0])]
-        kind = type(given[0])
-        try:                                               # most columns are of one type: one look-up a value
-            if kind is str and self.spec.kind != "set":
-                return list(map(self._texts.__getitem__, given))
-            if (kind is float or kind is int) and set(map(type, given)) <= {kind, type(None)}:
-                return list(map(self._ids[kind].__getitem__, given))
-        except TypeError:                                  # _OtherType, or a list that cannot be a key
-            pass
-        return [self._bag(value) for value in given]
-
-    def _bag(self, value: Any) -> bytes:
-        kind = type(value)
-        if kind is str:
-            return self._texts[value]
-        if kind is not list and kind is not tuple:
-            return self._id(value)
-        if self.spec.kind == "set":
+            return self[type(given[0])][given[0]]
+        if type(given[0]) is str and self.spec.kind != "set":
             try:
-                return self._sets.get(tuple(value)) or self._set(value)
-            except TypeError:                              # not hashable, so no value either
-                return self._set(value)
-        if len(value) > 1:
-            raise BadEvent("wrong_type", f"takes one value, got {len(value)}")
-        return self._id(value[0]) if value else self._missing
+                return list(map(self[str].__getitem__, given))
+            except TypeError:                              # not texts alone
+                pass
+        return [self[type(value)][value] for value in given]
+
+    def _one(self, values: Sequence[Any]) -> bytes:
+        if len(values) > 1:
+            raise BadEvent("wrong_type", f"takes one value, got {len(values)}")
+        return self._id(values[0]) if values else self._missing
+
+    def _listed(self, values: list[Any]) -> bytes:
+        try:
+            return self[tuple][tuple(values)]
+        except TypeError:                                  # not hashable, so no value either
+            return self._set(values)
 
     def _set(self, values: Sequence[Any]) -> bytes:
         if len(values) > MAX_SET:
             raise BadEvent("set_too_large", f"{len(values)} values, at most {MAX_SET}")
-        found = b"".join(dict.fromkeys(self._id(one) for one in values if one is not None and one != "")) or self._missing
-        if all(type(one) is str for one in values):
-            if len(self._sets) >= CACHE_SETS:
-                self._sets.clear()
-            self._sets[tuple(values)] = found
-        return found
+        return b"".join(dict.fromkeys(self._id(one) for one in values if one is not None and one != "")) or self._missing
 
     def _id(self, value: Any) -> bytes:
-        if value is None:
-            return self._missing
-        kind = type(value)
-        if kind is ReadyId:
-            return _as_bytes(value)
-        if not isinstance(value, str | int | float | np.generic):
-            raise BadEvent("wrong_type", f"takes text, a number or true/false, got {kind.__name__}")
-        ids = self._ids.get(kind)
-        if ids is None:
-            ids = self._ids[kind] = _Ids(kind, self._make, self._missing)
-        return ids[value]
+        return self._make(value) if isinstance(value, list | tuple) else self[type(value)][value]
 
     def _make(self, value: Any) -> bytes:
+        if value is not None and not isinstance(value, str | int | float | np.generic):
+            raise BadEvent("wrong_type", f"takes text, a number or true/false, got {type(value).__name__}")
         text = log_bin(value) if self.spec.kind == "numeric" else canonical(value)
         return self._missing if text is None else _as_bytes(hash_value(self.spec.number, text))
 
-    def _amounts(self, given: Sequence[Any]) -> tuple[list[bytes], list[float]]:
+    def _amounts(self, given: Sequence[Any]) -> tuple[_Strand, list[float]]:
         bags: list[bytes] = []
         weights: list[float] = []
         for value in given:
@@ -381,7 +419,7 @@ class _Column:
             else:
                 bags.append(self._present)
                 weights.append(_log(number) if self.spec.transform == "log" else min(max(number, -RAW_LIMIT), RAW_LIMIT))
-        return bags, weights
+        return bags if len(bags) > 1 else bags[0], weights
 
 
 def _as_bytes(one: int) -> bytes:
@@ -428,11 +466,8 @@ def log_bin(value: Any) -> bytes | None:
     return b"%s%d" % (b"+" if number > 0 else b"-", math.floor(2 * math.log2(abs(number))))
 
 
-def load(name_or_path: str) -> FieldSchema:
-    """A bundled schema by name ("appstore", "criteo"), or any TOML file by path.
-
-    Raises SchemaError naming the file, the field and what to change.
-    """
+def find(name_or_path: str) -> Path:
+    """The TOML file of a schema: a bundled one by name ("appstore", "criteo"), or any by path. Raises SchemaError."""
     bundled = Path(__file__).parent / "fieldsets"
     path = bundled / f"{name_or_path}.toml"
     if not path.is_file():
@@ -440,6 +475,15 @@ def load(name_or_path: str) -> FieldSchema:
     if not path.is_file():
         names = sorted(p.stem for p in bundled.glob("*.toml"))
         raise SchemaError(f"model.schema={name_or_path}: no such file, and no bundled schema ({', '.join(names)})")
+    return path
+
+
+def load(name_or_path: str) -> FieldSchema:
+    """A schema by name or path, as `find` takes them.
+
+    Raises SchemaError naming the file, the field and what to change.
+    """
+    path = find(name_or_path)
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as wrong:

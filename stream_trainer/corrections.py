@@ -20,9 +20,9 @@ from typing import NamedTuple
 
 from schemas.config import JoinConfig
 from schemas.errors import BadEvent
-from schemas.events import Action, Impression, Tick
+from schemas.events import Action, Tick
 from schemas.examples import Examples
-from stream_trainer.join import Encode, JoinCore, Low, parsed
+from stream_trainer.join import Encode, Group, JoinCore, Low, parsed
 
 SECOND = 1 << 16   # added to the partition of `events`: the source that names the second examples
 
@@ -119,14 +119,14 @@ class SecondPass:
         """Where to start again, both readings."""
         return self.core.low()
 
-    def _found(self, offset: int, shown: Impression) -> Mapping[str, int]:
+    def _found(self, shown: Group) -> Mapping[str, int]:
         """Items of an impression with an action, and when it came."""
         found: dict[str, int] = {}
-        ended = bisect_right(self._ends, offset)
+        ended = bisect_right(self._ends, shown.offset)
         end = self._ends[ended] if ended < len(self._ends) else None
         for outcome in self._outcomes.get(shown.impression_id, ()):
             in_time = outcome.time_us < shown.time_us + self._after_us
             in_order = outcome.mark_us < shown.time_us + self._after_us + self._lateness_us
-            if outcome.offset > offset and (end is None or outcome.offset < end) and in_time and in_order:
+            if outcome.offset > shown.offset and (end is None or outcome.offset < end) and in_time and in_order:
                 found.setdefault(outcome.item_id, outcome.time_us)
         return found

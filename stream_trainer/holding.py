@@ -7,8 +7,8 @@ from schemas.config import JoinConfig
 from schemas.errors import FreshetError
 
 # Measured with tracemalloc on slates of 1 to 100 items (docs/bench-join.md): what an open impression costs beside its ids.
-IMPRESSION_BYTES = 2200
-ITEM_BYTES = 100
+IMPRESSION_BYTES = 1500
+ITEM_BYTES = 70
 RECENT = 10_000         # impressions that the mean follows
 ROOM = 1.25             # for what a process needs beside: the limit that an error asks for lies above the need
 

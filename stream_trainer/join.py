@@ -12,9 +12,11 @@ duplicate behind it, which the new core would meet without knowing the impressio
 from __future__ import annotations
 
 import heapq
-from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+import math
+from array import array
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -23,7 +25,7 @@ from numpy.typing import NDArray
 from schemas.bags import Bags, concat
 from schemas.config import JoinConfig
 from schemas.errors import BadEvent
-from schemas.events import Action, Event, Impression, Tick, parse, without_features
+from schemas.events import Action, Event, Impression, Tick, parse
 from schemas.examples import LAST_ITEM, Cursor, End, Examples, Stage, after_all_of, ends_from
 from schemas.hashing import is_kept
 from stream_trainer.pulse import Pulse
@@ -31,6 +33,8 @@ from stream_trainer.pulse import Pulse
 RECORD_IDS = 1 << 16     # ids in one record at most, beside join.record_rows: 512 KiB, half of Kafka's default limit
 NO_TIME = -(1 << 62)     # the watermark of a log in which no event was read
 MOST_VALUE = 1e6         # of an action as its example's weight: one of more would be the only one learnt
+MOST_UNCHOSEN = 32       # items of a slate that are copied for each that is wanted; of wider ones, those wanted are taken first
+_NO_PLACES: Mapping[int, int] = {}
 
 
 class Low(NamedTuple):
@@ -62,33 +66,50 @@ class _Early(NamedTuple):
     value: bytes
 
 
+class Group(NamedTuple):
+    """The items of an impression: all that is needed of it until their labels are final."""
+
+    offset: int
+    impression_id: str
+    time_us: int
+    item_ids: Sequence[str]
+    bags: Bags
+    served_probability: array[float] | None
+    served_version: int
+
+    def taken(self, places: Sequence[int]) -> Group:
+        """Some of its items."""
+        served = self.served_probability
+        return self._replace(
+            item_ids=[self.item_ids[place] for place in places], bags=self.bags.take(np.array(places, np.intp)),
+            served_probability=None if served is None else array("f", [served[place] for place in places]),
+        )
+
+
 @dataclass(slots=True)
 class _Entry:
-    """All that is known under one impression id."""
+    """All that is known under one impression id. Its mappings are replaced, never changed: most stay empty."""
 
-    low: Low                               # at the first record that named the id
-    horizon_us: int                        # forgotten when the watermark reaches this
-    offset: int = -1                       # of the impression; -1 = not come yet
-    deadline_us: int = 0                   # an action counts before this
-    at_once: bool = False                  # examples come before the window's end
-    shown: Impression | None = None        # None before it comes, and again once all its labels are final
-    bags: Bags | None = None
-    places: dict[str, int] = field(default_factory=dict)   # item id → place; kept while the id is remembered
-    clicked: dict[int, int] = field(default_factory=dict)  # place → time of the click, µs
-    late: set[int] = field(default_factory=set)            # places of clicks that only the second pass knows
-    values: dict[int, float] = field(default_factory=dict)  # place → value of the click, where it is the weight
-    early: list[_Early] = field(default_factory=list)
+    low: Low                                 # at the first record that named the id
+    horizon_us: int                          # forgotten when the watermark reaches this
+    clicked: Mapping[int, int]               # place → time of the click, µs
+    values: Mapping[int, float]              # place → value of the click, where it is the weight
+    offset: int = -1                         # of the impression; -1 = not come yet
+    deadline_us: int = 0                     # an action counts before this
+    at_once: bool = False                    # examples come before the window's end
+    item_ids: Sequence[str] = ()             # by place; kept while the id is remembered
+    group: Group | None = None               # None before it comes, and again once all its labels are final
+    late: frozenset[int] = frozenset()       # places of clicks that only the second pass knows
+    early: list[_Early] | None = None
 
 
 class _Rows(NamedTuple):
-    """Examples of one impression, made final by one record."""
+    """Examples of one impression, made final by one record. places: of its items, at least one, ascending."""
 
     trigger: int
-    offset: int
-    places: NDArray[np.intp]
-    entry_bags: Bags
-    shown: Impression
-    clicked: dict[int, int]
+    group: Group
+    places: Sequence[int]
+    clicked: Mapping[int, int]
     at_once: bool
     weights: NDArray[np.float32] | None = None   # None = 1
     stages: NDArray[np.uint8] | None = None      # None = final
@@ -96,7 +117,7 @@ class _Rows(NamedTuple):
     @property
     def name(self) -> Cursor:
         """Of the last row."""
-        return Cursor(self.trigger, self.offset, int(self.places[-1]))
+        return Cursor(self.trigger, self.group.offset, self.places[-1])
 
 
 class _EndRow(NamedTuple):
@@ -112,15 +133,36 @@ class _EndRow(NamedTuple):
 
 BEGINNING = Low(0, NO_TIME, False, NO_TIME, NO_TIME)
 Encode = Callable[[Impression], Bags]
-Outcomes = Callable[[int, Impression], Mapping[str, int]]
+Outcomes = Callable[[Group], Mapping[str, int]]
+
+
+class _Agenda:
+    """(time, low offset, id), handed out by time. Nearly all come in that order and wait in a queue, the others in a heap."""
+
+    def __init__(self) -> None:
+        self._queue: deque[tuple[int, int, str]] = deque()
+        self._heap: list[tuple[int, int, str]] = []
+
+    def add(self, due: tuple[int, int, str]) -> None:
+        if not self._queue or due >= self._queue[-1]:
+            self._queue.append(due)
+        else:
+            heapq.heappush(self._heap, due)
+
+    def pop(self, time_us: int) -> tuple[int, int, str] | None:
+        """The first one, if it is due at this time."""
+        queue, heap = self._queue, self._heap
+        if heap and (not queue or heap[0] < queue[0]):
+            return heapq.heappop(heap) if heap[0][0] <= time_us else None
+        return queue.popleft() if queue and queue[0][0] <= time_us else None
 
 
 class JoinCore:
     """One partition's join, from `start` on.
 
     encode: an impression → its bags of ids, one row per item; raises BadEvent. field_numbers, field_digests: what those
-    bags are made of. outcomes: for the second pass (corrections.py), an impression by its offset → items with an action that
-    came after the window too, and when; its ends were counted by the first pass. After each `feed`, `records()` hands over
+    bags are made of. outcomes: for the second pass (corrections.py), an impression → items with an action that came after the
+    window too, and when; its ends were counted by the first pass. After each `feed`, `records()` hands over
     what is complete and `dead_letters` what was unusable.
     """
 
@@ -148,9 +190,10 @@ class JoinCore:
         served = config.negative_rate < 1 and config.negative_correction == "serving"
         self._unweighted = config.negative_rate if served else 0.0
         self._entries: OrderedDict[str, _Entry] = OrderedDict()  # in the order of their low offsets
-        self._due: list[tuple[int, int, str]] = []               # heap of (time, low offset, id)
+        self._due = _Agenda()
         self._now: list[_Rows | _EndRow] = []                    # what the record in hand led to
-        self._out: list[_Rows | _EndRow] = []                    # complete, in order of names
+        self._parts: list[_Rows] = []                            # complete, in order of names
+        self._ends: list[_EndRow] = []                           # complete, in order of names
         self._out_rows = 0
         self._out_ids = 0
         self._after = after_all_of(start.offset - 1)
@@ -166,7 +209,7 @@ class JoinCore:
     @property
     def pending(self) -> int:
         """Rows and ends that no record holds yet."""
-        return len(self._out)
+        return len(self._parts) + len(self._ends)
 
     def low(self) -> Low:
         """Where to start again. Commit it only when all that `records(flush=True)` gave is durable."""
@@ -201,19 +244,19 @@ class JoinCore:
         if time_us <= self.watermark_us:
             return
         self.watermark_us = time_us
-        while self._due and self._due[0][0] <= time_us:
-            _, low_offset, impression_id = heapq.heappop(self._due)
+        while (due := self._due.pop(time_us)) is not None:
+            _, low_offset, impression_id = due
             entry = self._entries.get(impression_id)
             if entry is None or entry.low.offset != low_offset:
                 continue                                   # forgotten, and perhaps begun anew
-            if entry.shown is not None and entry.deadline_us + self._lateness_us <= time_us:
-                self._close(trigger, entry)
+            if entry.group is not None and entry.deadline_us + self._lateness_us <= time_us:
+                self._close(trigger, entry, entry.group)
             if entry.horizon_us <= time_us:
-                for early in entry.early:
+                for early in entry.early or ():
                     self._end(trigger, early.offset, End.UNMATCHED_ACTION)
                 del self._entries[impression_id]
             else:
-                heapq.heappush(self._due, (entry.horizon_us, low_offset, impression_id))
+                self._due.add((entry.horizon_us, low_offset, impression_id))
         if self.config.suspect_labels:
             self.pulse = self.pulse.at(time_us, self._reach_us, self.config.suspect_labels)
 
@@ -246,18 +289,22 @@ class JoinCore:
             entry = self._remember(shown.impression_id, shown.time_us, before)
         else:
             self._touch(entry, shown.time_us)
-            heapq.heappush(self._due, (shown.time_us + self._reach_us, entry.low.offset, shown.impression_id))
-        entry.offset, entry.shown, entry.bags = offset, without_features(shown), bags
+            self._due.add((shown.time_us + self._reach_us, entry.low.offset, shown.impression_id))
+        item_ids, served = shown.slate.item_ids, shown.served_probability
+        entry.offset, entry.item_ids = offset, item_ids
         entry.deadline_us = shown.time_us + self._window_us
+        entry.group = group = Group(
+            offset, shown.impression_id, shown.time_us, item_ids, bags, None if served is None else array("f", served),
+            shown.served_version,
+        )
         at_once, immediate = self._at_once(shown.time_us), self.config.mode == "immediate"
         entry.at_once = at_once and not immediate
-        entry.places = {item: place for place, item in enumerate(shown.slate.item_ids)}
-        early, entry.early = entry.early, []
-        for click in early:
+        early, entry.early = entry.early, None
+        for click in early or ():
             self._label(offset, click.offset, entry, click.action, click.value)
         if at_once and immediate and not self._in_doubt(entry):
             entry.at_once = True
-            self._emit(offset, entry, np.arange(len(entry.places)))
+            self._emit(offset, entry, group, range(len(item_ids)))
 
     def _action(self, offset: int, action: Action, before: Low, value: bytes) -> None:
         if action.action != self.config.action:
@@ -277,53 +324,55 @@ class JoinCore:
             entry = self._remember(action.impression_id, action.time_us, before)
         self._touch(entry, action.time_us)
         if entry.offset < 0:
+            entry.early = entry.early or []
             entry.early.append(_Early(offset, action, value))
         else:
             self._label(offset, offset, entry, action, value)
 
     def _label(self, trigger: int, offset: int, entry: _Entry, action: Action, value: bytes) -> None:
         """A click meets its impression. trigger: the record that brought them together; offset: the click's own."""
-        place = entry.places.get(action.item_id)
-        if place is None:
+        if action.item_id not in entry.item_ids:
             text = f"item {action.item_id!r} was not shown in impression {action.impression_id!r}"
             self._bury(offset, BadEvent("item_not_shown", text), value, trigger)
-        elif place in entry.clicked:
+            return
+        place = entry.item_ids.index(action.item_id)
+        if place in entry.clicked:
             self._end(trigger, offset, End.DUPLICATE_ACTION)
-        elif entry.shown is None or action.time_us >= entry.deadline_us:
+        elif entry.group is None or action.time_us >= entry.deadline_us:
             self._end(trigger, offset, End.LATE_ACTION)
         elif self._in_doubt(entry):
             self._end(trigger, offset, End.SUSPECT_ACTION)
         else:
-            entry.clicked[place] = action.time_us
+            entry.clicked = {**entry.clicked, place: action.time_us}
             if self.config.value_as_weight:
-                entry.values[place] = action.value
+                entry.values = {**entry.values, place: action.value}
             if entry.at_once:
-                self._emit(trigger, entry, np.array([place], np.intp), at_once=True)
+                self._emit(trigger, entry, entry.group, (place,), at_once=True)
 
-    def _close(self, trigger: int, entry: _Entry) -> None:
+    def _close(self, trigger: int, entry: _Entry, group: Group) -> None:
         """The window is over: what has no label yet gets it, and only the names stay."""
-        items = len(entry.places)
+        places = range(len(group.item_ids))
         if self._in_doubt(entry):
-            self._end(trigger, entry.offset, End.SUSPECT, tuple(range(items)))
-            entry.shown = entry.bags = None
+            self._end(trigger, group.offset, End.SUSPECT, tuple(places))
+            entry.group = None
             return
-        if self._outcomes is not None and entry.shown is not None:
-            for item, time_us in self._outcomes(entry.offset, entry.shown).items():
-                place = entry.places.get(item)
-                if place is not None and place not in entry.clicked:
-                    entry.clicked[place] = time_us
-                    entry.late.add(place)
+        if self._outcomes is not None:
+            found = self._outcomes(group)
+            late = {
+                place: found[item] for place, item in enumerate(group.item_ids) if item in found and place not in entry.clicked
+            }
+            entry.clicked, entry.late = {**entry.clicked, **late}, frozenset(late)
         if entry.at_once and self.config.mode == "immediate":
-            self._end(trigger, entry.offset, End.SETTLED)
+            self._end(trigger, group.offset, End.SETTLED)
         elif not entry.clicked or not entry.at_once:
-            self._emit(trigger, entry, np.arange(items))
+            self._emit(trigger, entry, group, places)
         else:
-            self._emit(trigger, entry, np.array([place for place in range(items) if place not in entry.clicked], np.intp))
-        entry.shown = entry.bags = None
+            self._emit(trigger, entry, group, [place for place in places if place not in entry.clicked])
+        entry.group = None
 
     def _in_doubt(self, entry: _Entry) -> bool:
         """Whether the group was shown while labels had stopped, and has none; what was learnt of it stands."""
-        if entry.shown is None or entry.shown.time_us >= self.pulse.doubt_us or entry.clicked:
+        if entry.group is None or entry.group.time_us >= self.pulse.doubt_us or entry.clicked:
             return False
         return not (entry.at_once and self.config.mode == "immediate")
 
@@ -346,8 +395,8 @@ class JoinCore:
         return Low(offset, self.watermark_us, self.holding, self.flowing_since_us, self.shown_us, self.pulse)
 
     def _remember(self, impression_id: str, time_us: int, before: Low) -> _Entry:
-        entry = self._entries[impression_id] = _Entry(before, time_us + self._reach_us)
-        heapq.heappush(self._due, (entry.horizon_us, before.offset, impression_id))
+        entry = self._entries[impression_id] = _Entry(before, time_us + self._reach_us, _NO_PLACES, _NO_PLACES)
+        self._due.add((entry.horizon_us, before.offset, impression_id))
         return entry
 
     def _touch(self, entry: _Entry, time_us: int) -> None:
@@ -363,51 +412,41 @@ class JoinCore:
             self._now.append(_EndRow(trigger, offset, reason, places))
         self.counts[reason.name.lower()] += len(places) or 1
 
-    def _emit(self, trigger: int, entry: _Entry, places: NDArray[np.intp], at_once: bool = False) -> None:
+    def _emit(self, trigger: int, entry: _Entry, group: Group, places: Sequence[int], at_once: bool = False) -> None:
         """Examples of these places, as what is known of them now labels them; negatives that the sample leaves out are ends."""
-        if entry.shown is None or entry.bags is None:
-            return
         if self.config.negative_rate < 1:
-            places = self._sampled(trigger, entry, places)
-        if not len(places):
+            places = self._sampled(trigger, entry, group, places)
+        if not places:
             return
-        clicked = entry.clicked
-        if self.config.mode == "immediate" and entry.at_once:
-            clicked = {place: clicked[place] for place in places.tolist() if place in clicked}  # as of now
         self._now.append(_Rows(
-            trigger, entry.offset, places, entry.bags, entry.shown, clicked, at_once,
-            self._weights(entry, places), self._stages(entry, places, at_once),
+            trigger, group, places, entry.clicked, at_once, self._weights(entry, places), self._stages(entry, places, at_once),
         ))
         self.counts["examples"] += len(places)
 
-    def _sampled(self, trigger: int, entry: _Entry, places: NDArray[np.intp]) -> NDArray[np.intp]:
+    def _sampled(self, trigger: int, entry: _Entry, group: Group, places: Sequence[int]) -> Sequence[int]:
         """Places with a click, and of the others those that a hash of (impression, item, seed) keeps: always the same ones."""
-        shown, rate, seed = entry.shown, self.config.negative_rate, self.config.negative_seed
-        assert shown is not None
-        out = tuple(
-            place for place in places.tolist() if place not in entry.clicked
-            and not is_kept(shown.impression_id, shown.slate.item_ids[place], rate, seed)
-        )
-        if not out:
-            return places
-        self._end(trigger, entry.offset, End.SAMPLED_OUT, out)
-        return places[~np.isin(places, out)]
+        rate, seed = self.config.negative_rate, self.config.negative_seed
+        kept = [
+            place for place in places
+            if place in entry.clicked or is_kept(group.impression_id, group.item_ids[place], rate, seed)
+        ]
+        if len(kept) < len(places):
+            self._end(trigger, group.offset, End.SAMPLED_OUT, tuple(sorted({*places} - {*kept})))
+        return kept
 
-    def _weights(self, entry: _Entry, places: NDArray[np.intp]) -> NDArray[np.float32] | None:
+    def _weights(self, entry: _Entry, places: Sequence[int]) -> NDArray[np.float32] | None:
         """What each example counts for; None = 1."""
         config = self.config
         weighted = config.negative_rate < 1 and not self._unweighted
         if not weighted and not config.value_as_weight:
             return None
         negative = 1 / config.negative_rate if weighted else 1.0
-        return np.array(
-            [entry.values.get(place, 1.0) if place in entry.clicked else negative for place in places.tolist()], np.float32
-        )
+        return np.array([entry.values.get(place, 1.0) if place in entry.clicked else negative for place in places], np.float32)
 
-    def _stages(self, entry: _Entry, places: NDArray[np.intp], at_once: bool) -> NDArray[np.uint8] | None:
+    def _stages(self, entry: _Entry, places: Sequence[int], at_once: bool) -> NDArray[np.uint8] | None:
         """What each label is worth; None = final."""
         if self._outcomes is not None:
-            late = [place in entry.late for place in places.tolist()]
+            late = [place in entry.late for place in places]
             return np.where(late, Stage.TRUE_LATE, Stage.TRUE).astype(np.uint8)
         if self.config.mode == "corrected":
             return np.full(len(places), Stage.OBSERVED, np.uint8)
@@ -415,21 +454,24 @@ class JoinCore:
             return None
         if at_once:
             return np.full(len(places), Stage.IMMEDIATE, np.uint8)
-        both = [place in entry.clicked for place in places.tolist()]
+        both = [place in entry.clicked for place in places]
         return np.where(both, Stage.IMMEDIATE_BOTH, Stage.IMMEDIATE).astype(np.uint8)
 
     def _settle(self, trigger: int) -> None:
         """What this record led to goes out in the order of names; full records are sealed."""
         if not self._now:
             return
-        flush = any(isinstance(one, _EndRow) and one.reason is End.FLUSH for one in self._now)
+        flush = False
         if len(self._now) > 1:
             self._now.sort(key=lambda one: one.name)
         for one in self._now:
-            self._out.append(one)
             if isinstance(one, _Rows):
+                self._parts.append(one)
                 self._out_rows += len(one.places)
-                self._out_ids += len(one.places) * len(one.entry_bags.ids) // max(len(one.entry_bags), 1)
+                self._out_ids += len(one.places) * len(one.group.bags.ids) // len(one.group.item_ids)
+            else:
+                self._ends.append(one)
+                flush = flush or one.reason is End.FLUSH
             if self._out_rows >= self.config.record_rows or self._out_ids >= RECORD_IDS:
                 self._seal(one.name)
         self._now = []
@@ -437,13 +479,12 @@ class JoinCore:
             self._seal(after_all_of(trigger))
 
     def _seal(self, through: Cursor) -> None:
-        rows = [one for one in self._out if isinstance(one, _Rows)]
-        ends = [(one.trigger, one.offset, int(one.reason), one.places) for one in self._out if isinstance(one, _EndRow)]
+        ends = [(one.trigger, one.offset, int(one.reason), one.places) for one in self._ends]
         self._sealed.append(_examples(
-            self.partition, self._after, through, self._field_numbers, self._field_digests, rows, ends, self._unweighted
+            self.partition, self._after, through, self._field_numbers, self._field_digests, self._parts, ends, self._unweighted
         ))
         self._after = through
-        self._out, self._out_rows, self._out_ids = [], 0, 0
+        self._parts, self._ends, self._out_rows, self._out_ids = [], [], 0, 0
 
 
 def parsed(value: bytes | None, kafka_time_us: int, config: JoinConfig, counts: Counter[str] | None = None) -> Event:
@@ -467,11 +508,20 @@ def _examples(
 ) -> Examples:
     """Parts of impressions as columns."""
     counts = np.array([len(part.places) for part in parts], np.int64)
-    places = np.concatenate([part.places for part in parts]) if parts else np.empty(0, np.intp)
-    clicked = np.zeros(len(places), np.int64)
-    for part, stop in zip(parts, counts.cumsum().tolist(), strict=True):
-        if part.clicked:
-            clicked[stop - len(part.places) : stop] = [part.clicked.get(place, 0) for place in part.places.tolist()]
+    groups = [                                                   # all their items: choosing once, from all, costs less
+        part.group if len(part.group.item_ids) <= MOST_UNCHOSEN * len(part.places) else part.group.taken(part.places)
+        for part in parts
+    ]
+    rows: list[int] = []                                         # chosen from the groups' items
+    clicked: list[int] = []
+    first = 0
+    for part, group in zip(parts, groups, strict=True):
+        items = len(group.item_ids)
+        rows += range(first, first + items) if items == len(part.places) else [first + place for place in part.places]
+        none = not part.clicked or part.clicked.keys().isdisjoint(part.places)
+        clicked += [0] * len(part.places) if none else [part.clicked.get(place, 0) for place in part.places]
+        first += items
+    chosen = None if len(rows) == first else np.array(rows, np.intp)
 
     probability = version = at_once = weight = stage = None
     if any(part.weights is not None for part in parts):
@@ -484,40 +534,29 @@ def _examples(
         ])
     if any(part.at_once for part in parts):
         at_once = np.repeat(np.array([part.at_once for part in parts], np.uint8), counts)
-    if any(part.shown.served_probability is not None for part in parts):
-        probability = np.concatenate([
-            np.full(len(part.places), np.nan, np.float32) if part.shown.served_probability is None
-            else _of_places(np.asarray(part.shown.served_probability, np.float32), part.places) for part in parts
-        ])
-    if any(part.shown.served_version for part in parts):
-        version = np.repeat(np.array([part.shown.served_version for part in parts], np.uint64), counts)
+    if any(group.served_probability is not None for group in groups):
+        probability = np.frombuffer(b"".join([
+            array("f", [math.nan]) * len(group.item_ids) if group.served_probability is None else group.served_probability
+            for group in groups
+        ]), np.float32)
+        probability = probability if chosen is None else probability[chosen]
+    if any(group.served_version for group in groups):
+        version = np.repeat(np.array([group.served_version for group in groups], np.uint64), counts)
+    bags = concat([group.bags for group in groups]) if groups else Bags(max(len(numbers), 1), np.empty(0, np.uint64))
 
     def per_part(values: list[int]) -> NDArray[np.int64]:
         return np.repeat(np.array(values, np.int64), counts)
 
+    click_time_us = np.array(clicked, np.int64)
     return Examples(
         source_partition=partition, after=after, through=through, field_numbers=numbers, field_digests=digests,
         trigger=per_part([part.trigger for part in parts]),
-        impression=per_part([part.offset for part in parts]),
-        item=places.astype(np.uint16),
-        label=(clicked > 0).astype(np.float32),
-        event_time_us=per_part([part.shown.time_us for part in parts]),
-        click_time_us=clicked,
-        bags=concat([_taken(part) for part in parts]) if parts else Bags(max(len(numbers), 1), np.empty(0, np.uint64)),
+        impression=per_part([group.offset for group in groups]),
+        item=np.array([place for part in parts for place in part.places], np.uint16),
+        label=(click_time_us > 0).astype(np.float32),
+        event_time_us=per_part([group.time_us for group in groups]),
+        click_time_us=click_time_us,
+        bags=bags if chosen is None else bags.take(chosen),
         ends=ends_from(ends), served_probability=probability, served_version=version, at_once=at_once, weight=weight,
         stage=stage, negative_rate=negative_rate,
     )
-
-
-def _of_places(column: NDArray[np.float32], places: NDArray[np.intp]) -> NDArray[np.float32]:
-    return column if len(places) == len(column) else column[places]
-
-
-def _taken(part: _Rows) -> Bags:
-    """The bags of the places that became final."""
-    if len(part.places) == len(part.entry_bags):
-        return part.entry_bags
-    if len(part.places) == 1:
-        place = int(part.places[0])
-        return part.entry_bags.slice(place, place + 1)
-    return part.entry_bags.take(part.places)

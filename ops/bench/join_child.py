@@ -13,11 +13,9 @@ import os
 import sys
 import threading
 import time
-import types
-from collections import defaultdict
-from collections.abc import Callable, Coroutine, Generator
 from typing import Any, NoReturn
 
+from ops.bench.meters import Meters
 from ops.logging import configure
 from ops.settings import load
 from schemas import examples, fields
@@ -32,37 +30,6 @@ _MEASURED: tuple[tuple[Any, str, str], ...] = (   # where the joiner finds each,
     (join, "parse", "parse"), (join, "_examples", "encode_examples"), (examples, "encode", "encode_examples"),
     (join.JoinCore, "feed", "join"),
 )
-
-
-class Meters:
-    """CPU seconds of the calling thread, by stage; a stage inside another counts for itself alone."""
-
-    def __init__(self) -> None:
-        self.seconds: defaultdict[str, float] = defaultdict(float)
-        self._inner = 0.0   # of stages that ended inside the current one
-
-    def measured(self, stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The same function, with its time counted."""
-        def call(*arguments: Any, **named: Any) -> Any:
-            outer, self._inner = self._inner, 0.0
-            began = time.thread_time()
-            try:
-                return function(*arguments, **named)
-            finally:
-                spent = time.thread_time() - began
-                self.seconds[stage] += spent - self._inner
-                self._inner = outer + spent
-        return call
-
-    @types.coroutine
-    def stepped(self, stage: str, coroutine: Coroutine[Any, Any, Any]) -> Generator[Any, Any, Any]:
-        """The same coroutine, its own steps counted and not what others do while it waits."""
-        step = self.measured(stage, coroutine.send)
-        try:
-            while True:
-                yield step(None)
-        except StopIteration as end:
-            return end.value
 
 
 class Watched(joiner.Joiner):

@@ -231,7 +231,7 @@ def test_movielens_joins_its_three_files(tmp_path: Path):
     assert isinstance(shown[1], Impression)
     assert shown[1].slate.context == {
         "user_id": "1", "age": "24", "gender": "M", "occupation": "writer", "zip_code": "85711"}
-    assert shown[1].slate.columns == {"item_id": ["10"], "release_year": ["1995"], "class": [["Drama", "War"]]}
+    assert shown[1].slate.columns == {"item_id": ["10"], "release_year": ["1995"], "class": [("Drama", "War")]}
     assert {record.group for record in found} == {"1"}
     assert "item 12 is not in the file beside" in str(broken.first[0])
 

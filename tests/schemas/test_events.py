@@ -121,9 +121,9 @@ def test_what_cannot_be_used_has_a_reason(record: bytes | None, reason: str) -> 
     assert str(caught.value)
 
 
-def _column(**parts: object) -> bytes:
+def _column(times: int = 1, **parts: object) -> bytes:
     shown = events_pb2.Impression(
-        impression_id="a", time_us=TIME_US, item_id=["x", "y"], items=[events_pb2.Column(field="f", **parts)]  # type: ignore[arg-type]
+        impression_id="a", time_us=TIME_US, item_id=["x", "y"], items=[events_pb2.Column(field="f", **parts)] * times  # type: ignore[arg-type]
     )
     return events_pb2.Event(impression=shown).SerializeToString()
 
@@ -131,10 +131,11 @@ def _column(**parts: object) -> bytes:
 @pytest.mark.parametrize(("record", "reason"), [
     (_column(strings=["only one"]), "ragged_columns"), (_column(strings=["a"], lengths=[1]), "ragged_columns"),
     (_column(strings=["a", "b"], numbers=[1.0]), "wrong_type"), (_column(numbers=[1.0, float("nan")]), "not_finite"),
+    (_column(numbers=[1.0], ids=[1]), "wrong_type"), (_column(strings=["a", "b"], times=2), "field_twice"),
     (events_pb2.Event().SerializeToString() or b"\x0a\x00", "missing_key"),
 ])
 def test_columns_that_do_not_fit_are_refused(record: bytes, reason: str) -> None:
-    """Ragged, doubly filled, or not a number."""
+    """Ragged, doubly filled, not a number, or there already."""
     with pytest.raises(BadEvent) as caught:
         parse(record)
     assert caught.value.reason == reason

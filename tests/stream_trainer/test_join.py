@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 
+import orjson
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -384,6 +385,29 @@ def test_click_within_the_window_is_a_positive_at_once() -> None:
     """Mode eager: the label is final when the click comes; the other items when the window is over."""
     found = after_flow(impression("x", 0), click("x", 3, "b"), tick(10))
     assert found == [Row(FLOWN + 1, FLOWN, 1, 1), Row(FLOWN + 2, FLOWN, 0, 0)]
+
+
+@pytest.mark.parametrize("items", [1, 2, 20, 100])
+def test_an_example_has_its_own_items_ids_and_served_probability(items: int) -> None:
+    """Whatever part of a slate becomes final together, of narrow slates and wide ones: as if each item had been shown alone."""
+    names, place = [f"item{n}" for n in range(items)], items * 2 // 3
+    shown = orjson.loads(impression("x", 0, names))
+    for number, item in enumerate(shown["items"]):
+        item["served_probability"] = number / 1024
+    log = [*FLOW, orjson.dumps(shown), click("x", 3, names[place]), tick(10)]
+    examples = [
+        (int(record.trigger[row]), int(record.item[row]), record.bags.ids.reshape(-1, 2)[row].tolist(),
+         None if record.served_probability is None else float(record.served_probability[row]))
+        for record in join_all(log, replace(EAGER, record_rows=1000)) for row in range(len(record))
+        if record.impression[row] == FLOWN
+    ]
+
+    def alone(number: int) -> tuple[int, list[int], float]:
+        ids = encode_ids(parse(impression("x", 0, [names[number]]))).ids.tolist()  # type: ignore[arg-type]
+        return number, ids, number / 1024
+
+    first, *others = [(trigger, *alone(n)) for trigger, n in [(FLOWN + 1, place)] + [(FLOWN + 2, n) for n in range(items)]]
+    assert examples == [first, *(one for one in others if one[1] != place)]
 
 
 def test_the_first_window_waits_and_so_does_the_first_after_a_pause() -> None:
