@@ -8,10 +8,12 @@ the caller's work (ops/cli.py), so that nothing below the command line depends o
 from __future__ import annotations
 
 import difflib
+import math
 import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -24,6 +26,7 @@ FirstOrderOptimiserName = Literal["same", "sgd", "adagrad", "rowwise_adagrad", "
 Security = Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"]
 SaslMechanism = Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]
 DenseOptimiserName = Literal["adam", "adagrad"]
+Precision = Literal["auto", "bf16", "fp32"]
 JoinMode = Literal["eager", "wait", "immediate", "corrected"]
 NegativeCorrection = Literal["weight", "serving"]
 T = TypeVar("T")
@@ -44,6 +47,19 @@ def the_one(key: str, name: str, known: Mapping[str, T]) -> T:
 
 def _one_of(section: str, key: str, name: str, literal: Any) -> None:
     the_one(f"{section}.{key}", name, dict.fromkeys(typing.get_args(literal)))
+
+
+def _seconds_of(text: str) -> float:
+    """Since 1970: of a number, or of an ISO 8601 time with a zone; NaN of anything else."""
+    try:
+        return float(text)
+    except ValueError:
+        pass
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return math.nan
+    return math.nan if moment.tzinfo is None else moment.timestamp()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -205,8 +221,12 @@ class ModelConfig:
 class LearnConfig:
     """How it is learnt."""
 
+    start_at: str = "earliest"         # of `examples`, where a model has no cursor: earliest (skips nothing), latest, or a
+                                       # time, ISO 8601 with a zone or seconds since 1970: examples written then or later
     device: str = "auto"               # auto, cpu, cuda, cuda:1 …
     threads: int = 1                   # torch threads; part of what makes two runs equal bit for bit
+    precision: Precision = "auto"      # of hidden layers' matrix products: bf16, fp32; auto = bf16 for those large enough to
+                                       # gain by it, where the machine multiplies bf16. All else is fp32
     batch_rows: int = 256
     batch_wait_s: float = 0.1          # wall seconds an unfilled batch waits; 0 = cut by count alone (reproducible)
     row_optimiser: RowOptimiserName = "adagrad"
@@ -226,9 +246,11 @@ class LearnConfig:
     guard_floor: float = 1 / 16        # rates are halved as far as to this share of those above
 
     def __post_init__(self) -> None:
+        _ = self.start_us
         _at_least("learn", "batch_rows", self.batch_rows, 1, "a batch holds one example")
         _at_least("learn", "batch_wait_s", self.batch_wait_s, 0, "a duration")
         _at_least("learn", "threads", self.threads, 1, "torch needs one")
+        _one_of("learn", "precision", self.precision, Precision)
         _one_of("learn", "row_optimiser", self.row_optimiser, RowOptimiserName)
         _one_of("learn", "first_order_optimiser", self.first_order_optimiser, FirstOrderOptimiserName)
         _one_of("learn", "dense_optimiser", self.dense_optimiser, DenseOptimiserName)
@@ -250,6 +272,19 @@ class LearnConfig:
                 raise ConfigError(f"learn.{key}={getattr(self, key)}: above 0, at most 1")
 
     @property
+    def start_us(self) -> int | None:
+        """The time of start_at in microseconds since 1970; None where it is a word. Raises ConfigError."""
+        if self.start_at in ("earliest", "latest"):
+            return None
+        seconds = _seconds_of(self.start_at)
+        if not 0 < seconds < 1e11:
+            raise ConfigError(
+                f"learn.start_at={self.start_at}: earliest, latest, or a time like 2026-11-20T10:00:00Z (with its zone) or "
+                "1795168800 (seconds since 1970)"
+            )
+        return round(seconds * 1e6)
+
+    @property
     def first_order_rule(self) -> str:
         """The optimiser that first-order weights have apart from the rest of a row, with a state of its own; same = none."""
         own = self.first_order_optimiser
@@ -264,6 +299,7 @@ class SnapshotConfig:
     checkpoint_every_s: float = 10.0   # what resuming needs
     rotation: int = 64                 # each carries the next 1/rotation of all rows ever touched
     keep_s: float = 300.0              # versions older than this go, unless the newest whole table needs them
+    updates: bool = False              # `freshet run` also sends versions to model-updates, for scorers on other machines
 
     def __post_init__(self) -> None:
         _at_least("snapshot", "version_every_s", self.version_every_s, 0.05, "a version costs a few ms")
@@ -277,13 +313,21 @@ class ScoreConfig:
 
     host: str = "127.0.0.1"
     port: int = 50051                  # 0 = any free port
-    threads: int = 2                   # requests handled at once
+    workers: int = 0                   # processes that answer, each with the whole table; 0 = one per core, at most 4
+    threads: int = 2                   # requests handled at once, in each
+    in_flight: int = 256               # calls begun and not ended, in each; more are refused (RESOURCE_EXHAUSTED), so that
+                                       # none waits without end. Open health and reflection streams count
+    precision: Precision = "auto"      # of hidden layers' matrix products, as learn.precision: bf16 moves a probability by up
+                                       # to .001 (docs/bench-score.md)
     poll_s: float = 0.02               # wall seconds between two looks for a new version
     strict: bool = False               # refuse fields the schema does not know, instead of a warning
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"score.port={self.port}: from 0 to 65535")
+        _at_least("score", "workers", self.workers, 0, "0 = one per core, at most 4")
+        _one_of("score", "precision", self.precision, Precision)
+        _at_least("score", "in_flight", self.in_flight, self.threads, "as many as there are threads")
         _at_least("score", "threads", self.threads, 1, "someone must answer")
         _at_least("score", "poll_s", self.poll_s, 0.001, "polling faster only heats")
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,11 +25,10 @@ import torch
 from numpy.typing import NDArray
 
 from schemas.bags import Bags, concat
-from schemas.config import LearnConfig
 from schemas.crosses import crossed
+from stream_trainer.distinct import distinct
 from stream_trainer.learner import Diverged, Learner
 from stream_trainer.losses import CLIP, Seen, concat_seen, log_losses
-from stream_trainer.optimisers import DenseOptimiser, row_optimiser
 
 Floats = NDArray[np.float32]
 Arrays = dict[str, NDArray[Any]]
@@ -179,14 +178,14 @@ class Guard:
             best, losses, said, self.rate_factor = self._now(), *tried, factor
             found = Divergence(excess, error, self._good.examples, noticed, self._count, factor)
         self._set(best)
-        _set_rates(self.learner, self._config, self.rate_factor)
+        self.learner.scale_rates(self.rate_factor)
         return found, said
 
     def _relearnt(self, factor: float) -> tuple[NDArray[np.float64], Floats] | None:
         """The good state, and the batches since learnt again with that share of the rates. Their losses, and what was said
         of the last; None where that diverges too."""
         self._set(self._good)
-        _set_rates(self.learner, self._config, factor)
+        self.learner.scale_rates(factor)
         losses = []
         try:
             for batch in self._batches:
@@ -220,31 +219,35 @@ class Guard:
     def _keep_rows(self, bags: Bags) -> None:
         """Copy the rows of a batch that nobody has touched since the good state."""
         rows = self._numbers(bags)
-        rows = np.unique(rows[self._place[rows] == 0])
+        rows = distinct(rows[self._place[rows] == 0])
         if not len(rows):
             return
         table = self.learner.table
         block = table.rows_with_state(rows)
-        block[:, : table.width] = table.gather(torch.from_numpy(rows).to(table.device)).cpu().numpy()  # one never touched too
+        empty = np.flatnonzero(~block.any(axis=1))   # never touched, most of them: the table knows what they begin with
+        if len(empty):
+            block[empty, : table.width] = table.gather(torch.from_numpy(rows[empty]).to(table.device)).cpu().numpy()
         self._place[rows] = np.arange(self._kept + 1, self._kept + 1 + len(rows), dtype=np.int32)
         self._kept += len(rows)
         self._rows.append(rows)
         self._blocks.append(block)
 
     def _good_scores(self, bags: Bags) -> Floats:
-        """What the good state says: it takes the learner's place for a moment. Only this batch's rows are exchanged."""
+        """What the good state says: its dense weights take the learner's place for a moment, its rows are put in where they
+        differ from the table's."""
         self._merge()
-        learner, table = self.learner, self.learner.table
-        rows = np.unique(self._numbers(bags))
-        rows = rows[self._place[rows] > 0]
-        changed = table.rows_with_state(rows)
+        learner, bags = self.learner, crossed(bags, self.learner.schema)
+        numbers = learner.table.numbers(bags.ids)                                         # (n,)
+        rows = learner.table.gather(numbers)                                              # (n, W)
+        places = self._place[numbers.cpu().numpy()]                                       # (n,)
+        kept = np.flatnonzero(places)
+        good = torch.from_numpy(self._blocks[0][places[kept] - 1, : learner.table.width]).to(rows.device)
+        rows[torch.from_numpy(kept).to(rows.device)] = good
         dense = {name: tensor.clone() for name, tensor in learner.model.state_dict().items()}
         try:
-            table.load(rows, self._blocks[0][self._place[rows] - 1])
             learner.model.load_state_dict({name: torch.from_numpy(array) for name, array in self._good.dense.items()})
-            return learner.score(bags)
+            return learner.score_rows(rows, bags)
         finally:
-            table.load(rows, changed)
             learner.model.load_state_dict(dense)
 
     def _merge(self) -> None:
@@ -308,7 +311,7 @@ class Guard:
         if not self._config.guard or not state:
             return
         self.rate_factor = float(state["rates"][0])
-        _set_rates(self.learner, self._config, self.rate_factor)
+        self.learner.scale_rates(self.rate_factor)
         self._sums = np.array(state["sums"], np.float64)
         counts = [int(count) for count in state["counts"]]
         self._count, self._asked, self._windows, self._patience, self._waits, self._routine = counts[:6]
@@ -348,16 +351,3 @@ def _entropy(labels: Floats) -> float:
     """Log loss of always saying the click rate."""
     rate = min(max(float(labels.mean(dtype=np.float64)), CLIP), 1 - CLIP)
     return -(rate * math.log(rate) + (1 - rate) * math.log(1 - rate))
-
-
-def _set_rates(learner: Learner, config: LearnConfig, factor: float) -> None:
-    """All rates of a learner at work, its optimisers' state as it is. config: what was asked for."""
-    changed = replace(
-        config, row_rate=config.row_rate * factor, first_order_rate=config.first_order_rate * factor,
-        dense_rate=config.dense_rate * factor,
-    )
-    state = dict(learner._dense.state())
-    learner.learn_config = changed
-    learner._dense = DenseOptimiser(changed, learner.model)
-    learner._dense.load(state)
-    learner.table._optimiser = row_optimiser(changed, learner.model.first_order)

@@ -21,7 +21,9 @@ from schemas.models import build
 from schemas.models.pooling import pool
 from schemas.snapshot import weights_digest
 from stream_trainer.losses import Seen, counts, loss_weights, shift
+from stream_trainer.once import Once, once
 from stream_trainer.optimisers import DenseOptimiser, row_optimiser
+from stream_trainer.precision import narrow
 from stream_trainer.table import Table
 
 
@@ -39,9 +41,10 @@ class Learner:
         """The model as its seed makes it. Sets torch's threads, for the whole process."""
         torch.set_num_threads(learn.threads)
         self.model_config = model
-        self.learn_config = learn
+        self.learn_config = self._asked = learn
         self.device = _device(learn.device)
         self.model = build(model, len(schema.fields), len(schema.crosses), schema.logs, schema.sides).to(self.device)
+        self.bf16_layers = narrow(self.model, learn, self.device)
         self.schema = schema if self.model.crosses else replace(schema, crosses=())
         self.table = Table(
             model.bits, self.model.row_width, row_optimiser(learn, self.model.first_order), self.model.new_rows,
@@ -71,40 +74,34 @@ class Learner:
         bags = crossed(bags, self.schema)
         said = self._begin(bags, shown, clicked) if self.batches_learnt == 0 else None
 
-        # 1. Each row once, and its weights as the leaves of this batch's graph.
-        rows, inverse = torch.unique(self.table.numbers(bags.ids), return_inverse=True)     # (N,), (n,)
-        leaves = self.table.gather(rows).detach().requires_grad_()                          # (N, W)
+        # 1. Each row read once; the leaves of this batch's graph are its weights, wherever an id names it.
+        ids = once(self.table.numbers(bags.ids))
+        leaves = ids.spread(self.table.gather(ids.rows)).requires_grad_()                   # (n, W)
 
         # 2. One forward pass, both scored and learnt; with dropout or batch norm the score needs a pass of its own.
-        before = [buffer.clone() for buffer in self.model.buffers()]
+        before = []
         if self._two_modes:
-            said = self._score(bags) if said is None else said
+            before = [buffer.clone() for buffer in self.model.buffers()]
+            said = self.score_rows(leaves.detach(), bags) if said is None else said
             self._random.manual_seed(_seed(self.model_config.seed, self.batches_learnt))
-        self.model.train()
-        logits = self.model(*pool(leaves.index_select(0, inverse), bags, self.schema.columns, self.model.counted))  # (B,)
-        compared = logits                                                                   # (B,) or one of each head: (H, B)
-        if seen is not None:
-            compared = logits - self._tensor(shift(seen))
-            corrections = loss_weights(logits, target, seen)
-            importance = corrections if importance is None else importance * corrections
-        loss = nn.functional.binary_cross_entropy_with_logits(
-            compared, target.expand_as(compared), importance, reduction="sum"
-        )
-        found = loss.item()
-        if not math.isfinite(found):
-            for buffer, was in zip(self.model.buffers(), before, strict=True):
-                buffer.copy_(was)
+        self._mode(learning=True)
+        logits: Tensor = self.model(*pool(leaves, bags, self.schema.columns, self.model.counted))  # (B,) or (H, B)
+        loss, pull = _log_loss(logits.detach(), target, importance, seen)                   # a number, as logits
+        if not math.isfinite(loss):
+            if before:
+                for buffer, was in zip(self.model.buffers(), before, strict=True):
+                    buffer.copy_(was)
             raise Diverged(
-                f"the loss of batch {self.batches_learnt} is {found} after {self.examples_learnt} examples. "
+                f"the loss of batch {self.batches_learnt} is {loss} after {self.examples_learnt} examples. "
                 f"Nothing was learnt from it. Lower learn.row_rate ({self.learn_config.row_rate}) or learn.dense_rate "
                 f"({self.learn_config.dense_rate}), or go back to an earlier version."
             )
 
-        # 3. Back, and one step of each optimiser. The gradients of a row that came twice are summed by the gathering.
+        # 3. Back, and one step of each optimiser, by the sum of the gradients of a row that came twice.
         self._dense.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        logits.backward(pull)  # type: ignore[no-untyped-call]
         assert leaves.grad is not None
-        self.table.apply(rows, leaves.grad, self._counts(len(rows), inverse, bags, shown, clicked))
+        self.table.apply(ids.rows, ids.summed(leaves.grad), self._counts(ids, bags, shown, clicked))
         self._dense.step()
         self.model.learnt(len(bags))
         self.batches_learnt += 1
@@ -112,7 +109,7 @@ class Learner:
         return _array(logits.detach().reshape(-1, len(bags)).mean(dim=0).sigmoid()) if said is None else said
 
     @torch.no_grad()
-    def _counts(self, n: int, inverse: Tensor, bags: Bags, shown: Floats, clicked: Floats) -> Tensor | None:
+    def _counts(self, ids: Once, bags: Bags, shown: Floats, clicked: Floats) -> Tensor | None:
         """What each row was seen and clicked in this batch: (N, 2), an example by its importance, an id that comes twice
         twice. None for a model without statistics."""
         if self.model.statistics is None:
@@ -120,21 +117,25 @@ class Learner:
         both = torch.stack([self._tensor(shown), self._tensor(clicked)], dim=1)             # (B, 2)
         self.model.statistics.count(*both.sum(dim=0))
         if bags.lengths is None:
-            each = both.repeat_interleave(bags.fields, dim=0)                               # (n, 2)
+            example = ids.order // bags.fields                                              # (n,)
         else:
             per_row = bags.lengths.reshape(len(bags), -1).sum(axis=1, dtype=np.int64)       # (B,)
-            each = both.repeat_interleave(torch.from_numpy(per_row).to(self.device), dim=0)
-        return both.new_zeros(n, 2).index_add_(0, inverse, each)                            # (N, 2)
+            every = torch.from_numpy(np.repeat(np.arange(len(bags)), per_row)).to(self.device)  # (n,)
+            example = every.index_select(0, ids.order)
+        return ids.summed(both, example)                                                    # (N, 2)
 
     def score(self, bags: Bags) -> Floats:
         """(B,) probabilities, learning nothing."""
         return self._score(crossed(bags, self.schema))
 
-    @torch.no_grad()
     def _score(self, bags: Bags) -> Floats:
         """Of bags that have their crosses."""
-        self.model.eval()
-        rows = self.table.gather(self.table.numbers(bags.ids))                              # (n, W)
+        return self.score_rows(self.table.gather(self.table.numbers(bags.ids)), bags)
+
+    @torch.no_grad()
+    def score_rows(self, rows: Tensor, bags: Bags) -> Floats:
+        """The same of rows that need not be the table's. rows: (n, W). bags: with their crosses."""
+        self._mode(learning=False)
         logits: Tensor = self.model(*pool(rows.contiguous(), bags, self.schema.columns, self.model.counted))     # (B,)
         return _array(logits.sigmoid())
 
@@ -145,6 +146,16 @@ class Learner:
     def dense_state(self) -> dict[str, NDArray[Any]]:
         """The dense optimiser's state by name: what a checkpoint holds besides."""
         return {name: tensor.detach().cpu().numpy().copy() for name, tensor in self._dense.state()}
+
+    def scale_rates(self, factor: float) -> None:
+        """From the next batch on all rates are those asked for, times that; what the optimisers know stays."""
+        asked = self._asked
+        self.learn_config = replace(
+            asked, row_rate=asked.row_rate * factor, first_order_rate=asked.first_order_rate * factor,
+            dense_rate=asked.dense_rate * factor,
+        )
+        self.table.optimiser = row_optimiser(self.learn_config, self.model.first_order)
+        self._dense.follow(self.learn_config)
 
     def load(
         self, dense: Mapping[str, NDArray[Any]], state: Mapping[str, NDArray[Any]], batches: int, examples: int
@@ -167,6 +178,11 @@ class Learner:
         """A copy: what came from a message's bytes cannot be written, and torch wants that it can."""
         return torch.from_numpy(np.array(floats, np.float32)).to(self.device)
 
+    def _mode(self, learning: bool) -> None:
+        """Telling every module costs as much as a small layer."""
+        if self.model.training is not learning:
+            self.model.train(learning)
+
     def _begin(self, bags: Bags, shown: Floats, clicked: Floats) -> Floats:
         """Before the first batch: set the global bias to the log-odds of its clicks, so that rare clicks need not be
         learnt one small step after the other. Returns the batch's scores before that."""
@@ -174,6 +190,22 @@ class Learner:
         clicks = float(clicked.sum())
         self.model.begin(math.log((clicks + 1) / (max(float(shown.sum()) - clicks, 0.0) + 1)))
         return said
+
+
+@torch.no_grad()
+def _log_loss(
+    logits: Tensor, labels: Tensor, weights: Tensor | None, seen: Seen | None
+) -> tuple[float, Tensor]:
+    """Σ w·(log loss), and its gradient w·(sigmoid(z) − y) in the logits. logits: (B,), or (H, B) of several heads, each with a
+    loss of its own. labels, weights: (B,). The gradient is (B,) or (H, B)."""
+    compared = logits
+    if seen is not None:
+        compared = logits - torch.from_numpy(shift(seen)).to(logits.device)
+        corrections = loss_weights(logits, labels, seen)
+        weights = corrections if weights is None else weights * corrections
+    loss = nn.functional.binary_cross_entropy_with_logits(compared, labels.expand_as(compared), weights, reduction="sum")
+    pull = compared.sigmoid().sub_(labels)
+    return loss.item(), pull if weights is None else pull.mul_(weights)
 
 
 def _device(name: str) -> torch.device:

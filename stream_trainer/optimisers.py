@@ -252,6 +252,12 @@ class DenseOptimiser:
         self._named = dict(model.named_parameters())
         self._torch = self._made()
 
+    def follow(self, config: LearnConfig) -> None:
+        """Go on by its rate, with the state as it is."""
+        self._config = config
+        for group in self._torch.param_groups:
+            group["lr"] = config.dense_rate
+
     def zero_grad(self) -> None:
         """Forget the gradients."""
         self._torch.zero_grad(set_to_none=True)
@@ -287,7 +293,7 @@ class DenseOptimiser:
         known: Mapping[str, Callable[[], torch.optim.Optimizer]] = {
             "adam": lambda: torch.optim.Adam(self._named.values(), lr=rate, fused=True),
             "adagrad": lambda: torch.optim.Adagrad(
-                self._named.values(), lr=rate, initial_accumulator_value=ADAGRAD_INITIAL
+                self._named.values(), lr=rate, initial_accumulator_value=ADAGRAD_INITIAL, fused=True
             ),
         }
         return the_one("learn.dense_optimiser", self._config.dense_optimiser, known)()

@@ -31,9 +31,16 @@ class Dice(nn.Module):
         return out
 
 
-# PReLU: max(0, s) + a·min(0, s), one `a` per neuron, from .25 on (He et al., Delving Deep into Rectifiers, ICCV 2015).
+class PReLU(nn.PReLU):
+    """max(0, s) + a·min(0, s), one `a` per neuron, from .25 on (He et al., Delving Deep into Rectifiers, ICCV 2015)."""
+
+    def forward(self, s: Tensor) -> Tensor:
+        """s: (B, width), maybe bf16. Returns (B, width)."""
+        return super().forward(s.to(self.weight.dtype))
+
+
 ACTIVATIONS: Mapping[str, Callable[[int], nn.Module]] = MappingProxyType(
-    {"relu": lambda width: nn.ReLU(), "tanh": lambda width: nn.Tanh(), "prelu": nn.PReLU, "dice": Dice}
+    {"relu": lambda width: nn.ReLU(), "tanh": lambda width: nn.Tanh(), "prelu": PReLU, "dice": Dice}
 )
 
 

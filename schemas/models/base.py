@@ -57,12 +57,12 @@ class RowModel(nn.Module):
         columns, learnt = self.fields + self.crosses, self.row_width - self.counted
         if rows.ndim != 3 or rows.shape[1:] != (columns, self.row_width):
             raise ShapeError(f"{type(self).__name__} takes (B, {columns}, {self.row_width}), got {tuple(rows.shape)}")
-        counts = rows[:, :, learnt:]                                                # (B, F + C, 2) or (B, F + C, 0)
-        rows = rows[:, :, :learnt]
+        counts = rows.detach()[:, :, learnt:]                                       # (B, F + C, 2) or (B, F + C, 0)
+        rows = rows[:, :, :learnt] if self.counted else rows
         logs = None if values is None or not self.beside else values[:, self.beside]            # (B, M)
         if values is not None:
             rows = rows * (values if logs is None else _ones(values, self.beside))[:, :, None]
-        own = rows[:, : self.fields]                                                            # (B, F, W)
+        own = rows[:, : self.fields] if self.crosses else rows                                  # (B, F, W)
         if self.statistics is not None:
             return self.with_numbers(own, self.statistics.numbers(counts, logs))                # (B,)
         return self.logits(own) + rows[:, self.fields :, 0].sum(dim=1) if self.crosses else self.logits(own)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from schemas.config import ModelConfig
 from schemas.models.base import RowModel
-from schemas.models.layers import hidden_layers, linear
+from schemas.models.layers import hidden_layers, linear, product
 
 
 class DCN(RowModel):
@@ -69,16 +69,19 @@ class DCNv2Stacked(DCNv2):
 
 
 class Cross(nn.Module):
-    """x_0 ∘ (W x + c) + x with a full W: (D, D), or x_0 (wᵀ x) + c + x with one vector: (1, D)."""
+    """x_0 ∘ (W x + c) + x with a full W: (D, D), or x_0 (wᵀ x) + c + x with one vector: (1, D). kind: as in Linear."""
+
+    kind: torch.dtype | None = None
 
     def __init__(self, inputs: int, full: bool, generator: torch.Generator) -> None:
         super().__init__()
-        self.full = full
+        self.full = self.hidden = full
         self.weight = nn.Parameter(torch.empty(inputs if full else 1, inputs))
         self.bias = nn.Parameter(torch.zeros(inputs))
         nn.init.xavier_normal_(self.weight, generator=generator)
 
     def forward(self, x0: Tensor, x: Tensor) -> Tensor:
         """x0, x: (B, D). Returns (B, D)."""
-        product = x @ self.weight.T                     # (B, D) or (B, 1)
-        return x0 * (product + self.bias) + x if self.full else x0 * product + self.bias + x
+        if self.full:
+            return x0 * product(x, self.weight, self.bias, self.kind) + x
+        return x0 * product(x, self.weight, None, None) + self.bias + x

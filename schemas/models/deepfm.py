@@ -34,16 +34,23 @@ class DeepFM(RowModel):
 
     def logits(self, rows: Tensor) -> Tensor:
         """rows: (B, F, 1 + K)."""
-        return self._logits(rows, rows[:, :, 1:].flatten(1))
+        first, v = _parted(rows)                                                # (B, F, 1), (B, F, K)
+        return self._logits(first, v, v.flatten(1))
 
     def with_numbers(self, rows: Tensor, numbers: Tensor) -> Tensor:
         """rows: (B, F, 1 + K). numbers: (B, N), for a linear term and as inputs of the MLP."""
         assert self.statistics is not None
-        inputs = torch.cat([rows[:, :, 1:].flatten(1), numbers], dim=1)         # (B, F·K + N)
-        return self._logits(rows, inputs) + self.statistics.linear(numbers)
+        first, v = _parted(rows)                                                # (B, F, 1), (B, F, K)
+        inputs = torch.cat([v.flatten(1), numbers], dim=1)                      # (B, F·K + N)
+        return self._logits(first, v, inputs) + self.statistics.linear(numbers)
 
-    def _logits(self, rows: Tensor, inputs: Tensor) -> Tensor:
-        first = rows[:, :, 0].sum(dim=1)                                        # (B,)
-        v = rows[:, :, 1:]                                                      # (B, F, K)
-        logits: Tensor = self.bias + first + fm_second_order(v) + self.mlp(inputs)
+    def _logits(self, first: Tensor, v: Tensor, inputs: Tensor) -> Tensor:
+        logits: Tensor = self.bias + first.sum(dim=(1, 2)) + fm_second_order(v) + self.mlp(inputs)
         return logits                                                           # (B,)
+
+
+def _parted(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """First-order weights, (B, F, 1), and factors, (B, F, K), in one piece: their gradients are put side by side at once,
+    where slices would each make a whole one to be added."""
+    first, v = torch.split(rows, [1, rows.shape[2] - 1], dim=2)
+    return first, v.contiguous()

@@ -14,7 +14,9 @@ class BatchNorm(nn.BatchNorm1d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (B, width). Returns (B, width)."""
+        """x: (B, width), maybe bf16. Returns (B, width)."""
+        assert self.running_mean is not None
+        x = x.to(self.running_mean.dtype)
         if self.training and len(x) == 1:
             return nn.functional.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
         return super().forward(x)

@@ -31,6 +31,7 @@ class PNN(RowModel):
             raise ConfigError("model.hidden is empty: the products of a PNN go into its first layer; or take pnn_pairs")
         generator, neurons = self._seeded(), config.hidden[0]
         self.first = linear(fields * config.factors, neurons, bias=True)                        # W_z and c
+        self.first.hidden = True
         initialise(self.first.weight, config, generator)
         nn.init.zeros_(self.first.bias)
         self.inner = self.outer = None

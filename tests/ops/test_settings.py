@@ -80,3 +80,21 @@ def test_a_child_process_gets_the_same_settings(tmp_path):
 def test_a_broker_of_our_own_is_a_port_of_this_machine(tmp_path, flag, environ, ours):
     """FRESHET_KAFKA, several addresses or another machine mean: somebody else's."""
     assert broker_is_ours(load(None, [flag] if flag else [], environ, tmp_path), environ) is ours
+
+
+@pytest.mark.parametrize(("text", "start_us"), [
+    ("earliest", None), ("latest", None), ("2026-11-20T10:00:00Z", 1_795_168_800_000_000),
+    ("2026-11-20T11:00:00.25+01:00", 1_795_168_800_250_000), ("1795168800.5", 1_795_168_800_500_000),
+])
+def test_where_a_stream_starts_is_a_word_or_a_time(tmp_path, text, start_us):
+    """ISO 8601 with a zone, or seconds since 1970; in the file as TOML's own time too."""
+    assert load(None, [f"learn.start_at={text}"], {}, tmp_path).settings.learn.start_us == start_us
+    if "T" in text:
+        assert load(_file(tmp_path, f"[learn]\nstart_at = {text}\n"), [], {}, tmp_path).settings.learn.start_us == start_us
+
+
+@pytest.mark.parametrize("text", ["", "first", "2026-11-20T10:00:00", "2026-11-20", "0", "-5", "nan", "1795168800000"])
+def test_what_is_no_start_is_refused(tmp_path, text):
+    """A time without a zone means another moment elsewhere; milliseconds would mean the year 58,856."""
+    with pytest.raises(ConfigError, match=r"learn\.start_at=.*earliest, latest, or a time like"):
+        load(None, [f"learn.start_at={text}"], {}, tmp_path)

@@ -111,6 +111,21 @@ def test_every_example_is_learnt_once():
     assert guard.learner.digest() == other.digest()
 
 
+def test_the_good_state_is_asked_without_disturbing_anybody():
+    """What it says of rows old and new is what a learner says that never went on; table and model are as they were."""
+    guard, once = Guard(Learner(MODEL, SOUND, SCHEMA)), Learner(MODEL, replace(SOUND, guard=False), SCHEMA)
+    batches = list(stream(2 * 1024 - 64))
+    for number, (bags, labels) in enumerate(batches):
+        guard.learn(bags, labels)
+        if 32 * number < 1024:
+            once.learn(bags, labels)
+    before = guard.learner.digest()
+    for bags, _ in [batches[0], batches[-1], next(stream(32, seed=7))]:
+        assert (guard._good_scores(bags) == once.score(bags)).all()
+        assert (guard.learner.score(bags) != once.score(bags)).any()
+    assert guard.learner.digest() == before
+
+
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_a_sound_step_is_left_alone(seed):
     """No alarm, and the very weights of a learner without a guard."""

@@ -298,6 +298,7 @@ def test_what_does_not_exist_is_refused_naming_the_nearest() -> None:
     wrong: list[tuple[dict[str, Any], str]] = [
         ({"row_optimiser": "adagard"}, r"learn\.row_optimiser=adagard: .*nearest: adagrad"),
         ({"dense_optimiser": "sdam"}, r"learn\.dense_optimiser=sdam: .*nearest: adam"),
+        ({"precision": "bf61"}, r"learn\.precision=bf61: .*nearest: bf16"),
         ({"first_order_optimiser": "frtl"}, r"first_order_optimiser=frtl: .*nearest: ftrl"),
         ({"l1": 1.0}, "only FTRL has them"), ({"clip": -1.0}, r"learn\.clip=-1"),
         ({"first_order_rate": 2.0}, "first_order_rate=2.0"),
