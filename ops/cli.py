@@ -44,12 +44,24 @@ VERBS = [
     Verb("joiner", "ops.verbs.joiner:joiner", "Events to labelled examples."),
     Verb("trainer", "ops.verbs.trainer:trainer", "Examples to weights."),
     Verb("scorer", "ops.verbs.scorer:scorer", "The newest version to scores, over gRPC."),
+    Verb("updates", "ops.verbs.updates:updates", "Versions to Kafka, for scorers on other machines."),
+    Verb("mirror", "ops.verbs.mirror:mirror", "Versions from Kafka, for the scorer on this machine."),
+    Verb("scorer-follower", "ops.verbs.scorer:follower", "Part of `freshet scorer`.", hidden=True),
+    Verb("scorer-worker", "ops.verbs.scorer:worker", "Part of `freshet scorer`.", hidden=True),
     Verb("replay", "ops.verbs.replay:replay", "Publish a file's impressions and clicks."),
     Verb("simulate", "ops.verbs.simulate:simulate", "An app store with a known truth."),
     Verb("evaluate", "ops.verbs.evaluate:evaluate", "Progressive figures of a file, without Kafka."),
     Verb("train", "ops.verbs.train:train", "Train from a file, without Kafka."),
     Verb("score", "ops.verbs.score:score", "Ask the scorer for one slate."),
-    Verb("snapshot", "ops.verbs.snapshot:snapshot", "Look into the store of versions and checkpoints."),
+    Verb("snapshot list", "ops.verbs.snapshot:list_", "Which there are, the newest last."),
+    Verb("snapshot show", "ops.verbs.snapshot:show", "One in full, with the digest of all its weights."),
+    Verb("snapshot verify", "ops.verbs.snapshot:verify", "Read every byte against its checksum."),
+    Verb("snapshot diff", "ops.verbs.snapshot:diff", "What is different between two."),
+    Verb("snapshot pin", "ops.verbs.snapshot:pin", "Keep a version."),
+    Verb("snapshot unpin", "ops.verbs.snapshot:unpin", "Let it go when its time is over."),
+    Verb("snapshot rollback", "ops.verbs.snapshot:rollback", "Go back to a version."),
+    Verb("snapshot export", "ops.verbs.snapshot:export", "Write a version into one safetensors file."),
+    Verb("snapshot import", "ops.verbs.snapshot:import_", "Begin a model with the weights of such a file."),
     Verb("metrics", "ops.verbs.metrics:metrics", "What the trainer logged about its model."),
     Verb("rejoin", "ops.verbs.rejoin:rejoin", "Learn what was shown while labels had stopped."),
     Verb("dead-letters", "ops.verbs.dead_letters:dead_letters", "Events that could not be used, and why."),
@@ -62,7 +74,10 @@ VERBS = [
     Verb("dashboard", "ops.verbs.dashboard:dashboard", "Watch it live."),
     Verb("doctor", "ops.verbs.doctor:doctor", "Each setting and its origin; what does not fit together."),
 ]
-GROUPS = {"bench": "Measure: each prints what it compares with, from the same run."}
+GROUPS = {
+    "snapshot": "Look into the store of versions and checkpoints, have the trainer go back, move a model in a file.",
+    "bench": "Measure: each prints what it compares with, from the same run.",
+}
 
 _CONFIG = Annotated[
     Path | None, typer.Option("--config", metavar="FILE", help="Settings file (default: freshet.toml, if it is there).")

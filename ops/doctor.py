@@ -14,17 +14,22 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import psutil
-
 from ops.broker.java import find_java, find_libs
 from ops.cluster import admin
 from ops.ports import holder, is_taken
 from ops.settings import Loaded, broker_is_ours
-from ops.topics import PARTITIONS, Mismatch, describe, mismatches, topics_of
+from ops.table_load import SHARE_ADVISED, SHARE_TOO_LARGE, Load, load_of
+from ops.topics import PARTITIONS, Mismatch, describe, mismatches, topics_of, updates_retention_s
 from schemas.config import SECRETS, Settings, keys, value_of
-from schemas.errors import BrokerError, ConfigError, FreshetError
+from schemas.errors import BrokerError, ConfigError, FreshetError, SnapshotError
+from schemas.memory import does_not_fit, gib, room
+from schemas.updates import CHUNK_RECORD_BYTES
+from scorer import memory as scorer_memory
+from scorer.reader import SnapshotReader, own_secondary_dir
 
 BROKER_TIMEOUT_S = 3.0
+# What a topic may have otherwise than freshet makes it; of these, what matters is looked at by what it is for.
+_MAY_DIFFER = {"max.message.bytes", "retention.ms", "segment.ms", "segment.bytes"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +68,10 @@ class Report:
 def examine(loaded: Loaded, environ: Mapping[str, str]) -> Report:
     """Look at everything. Changes nothing, and takes a few seconds at most."""
     settings, ours = loaded.settings, broker_is_ours(loaded, environ)
-    findings = [*_software(ours), *_schema(settings), *_memory(settings), *_scorer_port(settings), *_kafka(settings, ours)]
+    findings = [
+        *_software(ours), *_schema(settings), *_memory(settings), *_store(settings), *_scorer_port(settings),
+        *_kafka(settings, ours),
+    ]
     return Report(listing(loaded), findings)
 
 
@@ -110,26 +118,72 @@ def _schema(settings: Settings) -> Iterator[Finding]:
 
 
 def _memory(settings: Settings) -> Iterator[Finding]:
-    """The trainer's table and the scorer's, once every row was touched, against the memory that is free now."""
+    """What a row takes, and the tables, once every row was touched, against the memory that is there now."""
     from schemas import fields
-    from schemas.models import build
-    from stream_trainer.optimisers import row_optimiser
+    from stream_trainer.memory import row_floats, wanted
 
     try:
-        width = build(settings.model, len(fields.load(settings.model.schema).fields)).row_width
+        schema = fields.load(settings.model.schema)
+        width, wide = row_floats(settings.model, settings.learn, schema)
+        table = wanted(settings.model, settings.learn, schema, "the trainer's table")
     except FreshetError as wrong:
         yield Finding("model", settings.model.architecture, str(wrong))
         return
-    rows = 1 << settings.model.bits
-    trainer = rows * 4 * (width + row_optimiser(settings.learn).state_width(width))
-    scorer = rows * 4 * width
-    free = psutil.virtual_memory().available
+    there, scorer = room(), scorer_memory.wanted(settings)
     found = (
-        f"{rows:,} rows (model.bits={settings.model.bits}): {_mib(trainer)} in the trainer, {_mib(scorer)} in each "
-        f"scorer, when all are touched; {_mib(free)} free"
+        f"a row is {table.row_bytes:,} bytes in the trainer ({wide} floats: {width} weights and counts, {wide - width} of "
+        f"{settings.learn.row_optimiser}; {table.row_bytes - 4 * wide} for the lists), {4 * width:,} in each process of the "
+        f"scorer; 2^{settings.model.bits} rows (model.bits) are {gib(table.bytes)} in the trainer when all are touched, and at "
+        f"most {gib(scorer.bytes)} in the scorer; {gib(there.bytes)} {there.where}"
     )
-    remedy = "" if trainer + scorer < free else "choose a smaller model.bits (each bit halves it), or free memory"
-    yield Finding("memory", found, remedy)
+    for one in (table, scorer):
+        if not there.holds(one.bytes):
+            yield Finding("memory", found, does_not_fit(one, there))
+            return
+    remedy = "trainer and scorer do not fit beside each other: choose a smaller model.bits"
+    yield Finding("memory", found, "" if there.holds(table.bytes + scorer.bytes) else remedy)
+
+
+def _store(settings: Settings) -> Iterator[Finding]:
+    """How full the table is, and what the store writes; nothing where the model has no store yet."""
+    if not (settings.store_dir / "CURRENT").exists():
+        return
+    secondary = own_secondary_dir(settings.store_dir.parent / "secondaries", "doctor")
+    try:
+        with SnapshotReader(settings.store_dir, secondary) as reader:
+            load = load_of(reader)
+            versions = list(reader.manifests().values())
+        with SnapshotReader(settings.store_dir, secondary, "checkpoint") as reader:
+            checkpoints = list(reader.manifests().values()) if reader.poll() is not None else []
+    except SnapshotError as wrong:
+        yield Finding("store", str(settings.store_dir), str(wrong))
+        return
+    if load is None:
+        return
+    yield _full(load)
+    snapshots = [*versions, *checkpoints]
+    held = sum(one.bytes for one in snapshots)
+    span_s = (max(one.created_us for one in snapshots) - min(one.created_us for one in snapshots)) / 1e6
+    told = f"{len(versions):,} versions and {len(checkpoints):,} checkpoints, {gib(held)}"
+    if span_s > 1:
+        told += f" written in {span_s:,.0f} s, {gib(round(held / span_s * 3600))} an hour"
+    yield Finding("store", f"{told}; each is kept for {settings.snapshot.keep_s:,.0f} s, or as long as it is needed or pinned")
+
+
+def _full(load: Load) -> Finding:
+    found = (
+        f"{load.touched:,} of 2^{load.bits} rows touched ({load.share:.1%}), by about {load.ids:,.0f} ids: {load.share:.1%} of "
+        f"them share their row"
+    )
+    if load.share <= SHARE_ADVISED:
+        return Finding("table", found)
+    if load.touched == load.rows:
+        return Finding("table", f"all of 2^{load.bits} rows are touched", "raise model.bits by 2 or more, then look again")
+    bits = load.advised_bits
+    advice = f"model.bits={bits} would make it {load.share_at(bits):.1%} (another lineage: begin it with `freshet train`)"
+    if load.share > SHARE_TOO_LARGE:
+        return Finding("table", found, advice)
+    return Finding("table", f"{found}; {advice}")
 
 
 def _scorer_port(settings: Settings) -> Iterator[Finding]:
@@ -170,11 +224,13 @@ def _topics(settings: Settings, client: Any) -> Iterator[Finding]:
             remedy = "`freshet topics` creates it" if settings.kafka.create_topics else "`freshet topics` says what to ask for"
             yield Finding(f"topic {topic.name}", "is not there", remedy)
             continue
-        wrong = [found for found in mismatches(client, topic) if found.what != "max.message.bytes"]
+        wrong = [found for found in mismatches(client, topic) if found.what not in _MAY_DIFFER]
         found = f"{there[topic.name][0]} partition(s)"
         yield Finding(f"topic {topic.name}", "; ".join([found, *map(str, wrong)]), "; ".join(map(_remedy, wrong)))
         if short == "events":
             yield _retention(settings, topic.name, there[topic.name][1])
+        if short == "model-updates" and settings.snapshot.updates:
+            yield _updates(settings, topic.name, there[topic.name][1])
 
 
 def _remedy(wrong: Mismatch) -> str:
@@ -182,6 +238,23 @@ def _remedy(wrong: Mismatch) -> str:
         key = "kafka.event_partitions" if wrong.topic.endswith("events") else "kafka.example_partitions"
         return f"set {key}={wrong.has}, or change the topic with kafka-topics --alter while nothing is running"
     return f"kafka-configs --alter --topic {wrong.topic} --add-config {wrong.what}={wrong.wanted}"
+
+
+def _updates(settings: Settings, topic: str, config: dict[str, str]) -> Finding:
+    """A mirror that begins needs a whole table: what the topic keeps must cover its coming round, twice."""
+    needed_s = 2 * settings.snapshot.rotation * settings.snapshot.version_every_s
+    kept_s, largest = float(config["retention.ms"]) / 1000, int(config["max.message.bytes"])
+    found = (
+        f"{'for ever' if kept_s < 0 else f'{kept_s:,.0f} s'}, a whole table comes round in {needed_s / 2:,.0f} s; records up "
+        f"to {largest:,} bytes, a version's have up to {CHUNK_RECORD_BYTES:,}"
+    )
+    change = []
+    if 0 <= kept_s < needed_s:
+        change.append(f"retention.ms={int(1000 * updates_retention_s(settings))}")
+    if largest < CHUNK_RECORD_BYTES:
+        change.append(f"max.message.bytes={CHUNK_RECORD_BYTES}")
+    remedy = f"kafka-configs --alter --topic {topic} --add-config {','.join(change)}" if change else ""
+    return Finding(f"retention {topic}", found, remedy)
 
 
 def _retention(settings: Settings, topic: str, config: dict[str, str]) -> Finding:
@@ -197,7 +270,3 @@ def _retention(settings: Settings, topic: str, config: dict[str, str]) -> Findin
     if config.get("retention.bytes", "-1") != "-1":
         found += f"; retention.bytes={config['retention.bytes']} may cut it shorter when traffic is high"
     return Finding(f"retention {topic}", found)
-
-
-def _mib(size: int) -> str:
-    return f"{size / 2**20:,.0f} MiB"

@@ -7,31 +7,24 @@ leads to the same weights and figures, because it is the same code over the same
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ops.formats import BadRow, Broken, EventRecord, closing_tick, opening_tick
-from ops.judging import NO_GROUP
+from ops.file_events import FEED_EVERY, FileEvents, Groups, for_files
+from ops.formats import Broken, EventRecord
 from schemas import fields
-from schemas.bags import Bags
 from schemas.config import Settings
 from schemas.errors import ConfigError, FreshetError
-from schemas.events import Impression
-from schemas.fields import FieldSchema, Slate
-from stream_trainer.corrections import SecondPass
-from stream_trainer.intake import Intake
-from stream_trainer.join import BEGINNING, DeadLetter, JoinCore
+from stream_trainer.join import DeadLetter
 from stream_trainer.learner import Learner
+from stream_trainer.memory import check_learner
 from stream_trainer.progressive import Progressive, Window, figures
 from stream_trainer.training import Training
 from stream_trainer.verdicts import Judged, Verdicts, joined
 
-FEED_EVERY = 256  # events between two looks for a batch: the join's records are cut by count, so it changes nothing
 DAY_US = 86_400_000_000
 Floats = NDArray[np.float32]
 
@@ -63,90 +56,6 @@ class Evaluation:
 
 
 @dataclass(slots=True)
-class _Names:
-    """Groups by number, in the order in which they came."""
-
-    numbers: dict[str, int] = field(default_factory=dict)
-
-    def number(self, group: str | None) -> int:
-        return NO_GROUP if group is None else self.numbers.setdefault(group, len(self.numbers))
-
-
-class _Events:
-    """Events → batches, by the join and the intake of the stream. It also remembers the group of each row."""
-
-    def __init__(self, settings: Settings, schema: FieldSchema, names: _Names, broken: Broken | None) -> None:
-        encoder = fields.Encoder(schema, training=True)
-
-        def encode(shown: Impression) -> Bags:
-            if not self._fits:
-                self._look(shown.slate)
-            return encoder.encode(shown.slate)[0]
-
-        self._known = {spec.name for spec in schema.fields} - {"item_id", "position"}   # these two come of themselves
-        self._fits = not self._known                        # a field of the schema has come
-        self._foreign: dict[str, None] = {}                 # what came before that, in its order
-        self.intake = Intake(schema, settings.learn.batch_rows)
-        self.join = JoinCore(0, settings.join, BEGINNING, encode, schema.numbers, schema.digests)
-        self._second = SecondPass(
-            0, settings.join, BEGINNING, encode, schema.numbers, schema.digests
-        ) if settings.join.mode == "corrected" else None
-        self._behind: deque[tuple[int, int, bytes]] = deque()   # what the second pass has read ahead and not joined
-        self._settings = settings
-        self._names = names
-        self._broken = broken
-        self._last_us = 0
-        self._written = 0
-        self._group_of_event: list[int] = []                # by the event's offset
-
-    def feed(self, record: EventRecord) -> None:
-        """The next event of the file."""
-        if not self.join.next_offset:
-            self._feed(record.time_us, opening_tick(record.time_us), NO_GROUP)
-        unusable = len(self.join.dead_letters)
-        self._feed(record.time_us, record.value, self._names.number(record.group))
-        if self._broken is not None:
-            for letter in self.join.dead_letters[unusable:]:
-                self._broken.add(BadRow(record.row, letter.text))
-        self._last_us = max(self._last_us, record.time_us)
-
-    def close(self) -> None:
-        """No more will come: every window closes, and so does the last batch."""
-        if self._last_us:
-            self._feed(self._last_us, closing_tick(self._settings, self._last_us), NO_GROUP)
-
-    def offer(self, flush: bool = False) -> None:
-        """Let the intake have what the join has made final. Raises ConfigError for events of another schema altogether."""
-        if self._foreign and not self._fits:
-            raise ConfigError(
-                f"model.schema={self._settings.model.schema}: none of its fields ({_some(sorted(self._known))}) is in this "
-                f"file, which has {_some(self._foreign)}. Set model.schema to one that names them"
-            )
-        for record in [*self.join.records(0, flush), *(self._second.records(0, flush) if self._second else ())]:
-            self.intake.offer(0, self._written, record)
-            self._written += 1
-
-    def _look(self, slate: Slate) -> None:
-        names = [*slate.context, *slate.columns]
-        self._fits = not self._known.isdisjoint(names)
-        self._foreign.update(dict.fromkeys(names))
-
-    def groups(self, impressions: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Of rows, by the offsets of their impressions."""
-        return np.array(self._group_of_event, np.int64)[impressions]
-
-    def _feed(self, time_us: int, value: bytes, group: int) -> None:
-        offset = self.join.next_offset
-        self.join.feed(offset, time_us, value)
-        self._group_of_event.append(group)
-        if self._second is not None:
-            self._second.ahead(offset, time_us, value)
-            self._behind.append((offset, time_us, value))
-            while self._behind and self._second.may_follow(*self._behind[0]):
-                self._second.behind(*self._behind.popleft())
-
-
-@dataclass(slots=True)
 class _Scored:
     """What was said of which final label."""
 
@@ -164,15 +73,16 @@ def evaluate(
 
     days: learn so many times 24 hours from the first event on, then score the 24 hours that follow without learning them;
     0 = learn all. broken: takes events that turn out unusable only when they are joined, by the line of their file.
-    Raises NothingLearnt, Diverged, BadRow.
+    Raises NothingLearnt, DoesNotFit, Diverged, BadRow.
     """
     if days and from_row:
         raise ConfigError(f"--from-row {from_row}: the days protocol judges the last day and nothing else")
     began = time.monotonic()
-    settings = replace(settings, join=replace(settings.join, suspect_labels=0.0))  # a file has all the labels it will have
+    settings = for_files(settings)
     schema = fields.load(settings.model.schema)
-    names = _Names()
-    events = _Events(settings, schema, names, broken)
+    check_learner(settings.model, settings.learn, schema)
+    names = Groups()
+    events = FileEvents(settings, schema, names, broken)
     training = Training(
         events.intake, Learner(settings.model, settings.learn, schema), Progressive(settings.metrics.window_rows)
     )
@@ -208,7 +118,7 @@ def evaluate(
         if not rows_learnt:
             raise NothingLearnt("there is no example in the days to learn")
         scored = _Scored()
-        judged = _Events(_finally(settings), schema, names, broken)
+        judged = FileEvents(_finally(settings), schema, names, broken)
         for record in waiting:
             judged.feed(record)
         judged.close()
@@ -230,12 +140,6 @@ def evaluate(
         rows_learnt=rows_learnt, tallies=dict(training.intake.tallies), dead_letters=dead_letters,
         weights_digest=training.learner.digest(), seconds=time.monotonic() - began,
     )
-
-
-def _some(names: Iterable[str], most: int = 4) -> str:
-    """The first few."""
-    few = list(islice(names, most + 1))
-    return ", ".join(few[:most]) + (" …" if len(few) > most else "")
 
 
 def _finally(settings: Settings) -> Settings:

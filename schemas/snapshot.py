@@ -19,7 +19,7 @@ oldest to the newest, the last occurrence of a row is the right one. The first o
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
@@ -32,7 +32,7 @@ from safetensors.numpy import load as tensors_from_bytes
 from safetensors.numpy import save as tensors_to_bytes
 
 from schemas.config import ModelConfig
-from schemas.errors import SnapshotError
+from schemas.errors import ConfigError, SnapshotError
 
 Kind = Literal["version", "checkpoint"]
 Content = Literal["rows", "dense", "state"]
@@ -41,7 +41,9 @@ Floats = NDArray[np.float32]
 Arrays = Mapping[str, NDArray[Any]]
 
 FORMAT = 1
-CHUNK_BYTES = 1 << 20  # RocksDB reads and writes values of 64 KiB to 1 MiB fastest (4.4 ms per 100k rows)
+# RocksDB reads and writes values of 64 KiB to 1 MiB fastest (4.4 ms per 100k rows). Not all of the MiB: with its key, headers
+# and Kafka's own bytes a chunk is a record below 1,048,588 bytes, the limit of a broker that nobody has configured.
+CHUNK_BYTES = (1 << 20) - 4096
 
 _CONTENTS: tuple[Content, ...] = ("rows", "dense", "state")
 _CHUNK_HEAD = struct.Struct("<2sBB")
@@ -115,6 +117,7 @@ def manifest_key(kind: Kind, number: int) -> bytes:
 
 
 LAST = 2**64 - 1
+MIRROR = b"u"  # the one other key: a store that has it is filled from model-updates (scorer/replica.py), by no trainer
 
 
 def number_of(kind: Kind, key: bytes) -> int | None:
@@ -122,6 +125,14 @@ def number_of(kind: Kind, key: bytes) -> int | None:
     if len(key) != 9 or key[:1] != _LETTERS[kind][1]:
         return None
     return int.from_bytes(key[1:], "big")
+
+
+def chunk_place(kind: Kind, key: bytes) -> tuple[int, int] | None:
+    """Number and place in a chunk's key; None where it is no chunk's of that kind."""
+    if len(key) != 13 or key[:1] != _LETTERS[kind][0]:
+        return None
+    number, place = struct.unpack(">QI", key[1:])
+    return number, place
 
 
 # --- chunks ---
@@ -189,7 +200,9 @@ def _head(data: bytes, wanted: Content) -> None:
 
 
 def described(data: bytes) -> Chunk:
-    """What the manifest is to keep of a chunk."""
+    """What the manifest is to keep of a chunk. Raises SnapshotError where it is none."""
+    if len(data) < _CHUNK_HEAD.size or data[3] >= len(_CONTENTS):
+        raise SnapshotError(f"not a chunk of a snapshot: {len(data)} bytes, begins with {data[:4]!r}")
     return Chunk(_CONTENTS[data[3]], len(data), xxhash.xxh3_64_intdigest(data))
 
 
@@ -227,29 +240,47 @@ def unpack(manifest: Manifest, chunks: Iterable[bytes | None], only: Content | N
     if len(came) != len(listed):
         raise SnapshotError(f"{_name(manifest)}: {len(came)} chunks of the {len(listed)} listed")
     for place, data in zip(listed, came, strict=True):
-        if data is None:
-            raise SnapshotError(f"{_name(manifest)}, chunk {place}: not there")
-        try:
-            verify(manifest.chunks[place], data)
-        except SnapshotError as broken:
-            raise SnapshotError(f"{_name(manifest)}, chunk {place}: {broken}") from broken
-        pieces[manifest.chunks[place].content].append(data)
+        pieces[manifest.chunks[place].content].append(_checked(manifest, place, data))
+    return Unpacked(
+        tuple(_decoded(manifest, pieces["rows"])) if only in (None, "rows") else (),
+        decode_tensors(pieces["dense"], "dense") if pieces["dense"] else {},
+        decode_tensors(pieces["state"], "state") if pieces["state"] else {},
+    )
 
-    rows = tuple(decode_rows(data) for data in pieces["rows"])
-    if only in (None, "rows") and sum(len(numbers) for numbers, _ in rows) != manifest.rows:
-        raise SnapshotError(f"{_name(manifest)}: its chunks do not hold the {manifest.rows} rows listed")
-    last, end = -1, 1 << int(manifest.model.get("bits", 32))
-    for numbers, floats in rows:
+
+def each_rows(manifest: Manifest, chunks: Iterable[bytes | None]) -> Iterator[tuple[Rows, Floats]]:
+    """The rows alone, checked as `unpack` checks them, one chunk in memory at a time: where it ends in a SnapshotError,
+    a part of them was given before.
+
+    chunks: those at `places(manifest, "rows")`, in that order.
+    """
+    listed = places(manifest, "rows")
+    return _decoded(manifest, (_checked(manifest, place, data) for place, data in zip(listed, chunks, strict=True)))
+
+
+def _checked(manifest: Manifest, place: int, data: bytes | None) -> bytes:
+    if data is None:
+        raise SnapshotError(f"{_name(manifest)}, chunk {place}: not there")
+    try:
+        verify(manifest.chunks[place], data)
+    except SnapshotError as broken:
+        raise SnapshotError(f"{_name(manifest)}, chunk {place}: {broken}") from broken
+    return data
+
+
+def _decoded(manifest: Manifest, pieces: Iterable[bytes]) -> Iterator[tuple[Rows, Floats]]:
+    """Chunks of rows → what they hold, all of it ascending, and as much as is listed."""
+    last, end, count = -1, 1 << int(manifest.model.get("bits", 32)), 0
+    for data in pieces:
+        numbers, floats = decode_rows(data)
         if floats.shape[1] != manifest.width:
             raise SnapshotError(f"{_name(manifest)}: rows of {floats.shape[1]} floats, {manifest.width} listed")
         if int(numbers[0]) <= last or int(numbers[-1]) >= end:
             raise SnapshotError(f"{_name(manifest)}: row {int(numbers[-1])} out of order or beyond {end} rows")
-        last = int(numbers[-1])
-    return Unpacked(
-        rows,
-        decode_tensors(pieces["dense"], "dense") if pieces["dense"] else {},
-        decode_tensors(pieces["state"], "state") if pieces["state"] else {},
-    )
+        last, count = int(numbers[-1]), count + len(numbers)
+        yield numbers, floats
+    if count != manifest.rows:
+        raise SnapshotError(f"{_name(manifest)}: its chunks do not hold the {manifest.rows} rows listed")
 
 
 def _name(manifest: Manifest) -> str:
@@ -261,7 +292,13 @@ def _name(manifest: Manifest) -> str:
 
 def encode_manifest(manifest: Manifest) -> bytes:
     """JSON under a checksum of its own."""
-    plain = {
+    body = manifest_json(manifest)
+    return _MANIFEST_HEAD.pack(b"fM", FORMAT, 0, xxhash.xxh3_64_intdigest(body)) + body
+
+
+def manifest_json(manifest: Manifest) -> bytes:
+    """All of it as JSON."""
+    return orjson.dumps({
         **{f.name: getattr(manifest, f.name) for f in fields(manifest)},
         "model": dict(manifest.model),
         "fields": [[number, f"{digest:016x}"] for number, digest in manifest.fields],
@@ -271,9 +308,7 @@ def encode_manifest(manifest: Manifest) -> bytes:
         "tallies": dict(sorted(manifest.tallies.items())),
         "traces": [dict(trace) for trace in manifest.traces],
         "training": dict(manifest.training),
-    }
-    body = orjson.dumps(plain)
-    return _MANIFEST_HEAD.pack(b"fM", FORMAT, 0, xxhash.xxh3_64_intdigest(body)) + body
+    })
 
 
 def decode_manifest(data: bytes, key: bytes | None = None) -> Manifest:
@@ -289,6 +324,14 @@ def decode_manifest(data: bytes, key: bytes | None = None) -> Manifest:
     found = xxhash.xxh3_64_intdigest(body)
     if found != checksum:
         raise SnapshotError(f"a manifest has checksum {found:016x}, it names {checksum:016x}")
+    manifest = manifest_from_json(body)
+    if key is not None and key != manifest_key(manifest.kind, manifest.number):
+        raise SnapshotError(f"{_name(manifest)} stands under the key {key.hex()}")
+    return manifest
+
+
+def manifest_from_json(body: bytes | str) -> Manifest:
+    """Raises SnapshotError."""
     try:
         plain = orjson.loads(body)
         manifest = Manifest(
@@ -302,11 +345,37 @@ def decode_manifest(data: bytes, key: bytes | None = None) -> Manifest:
                 "pinned": tuple(plain.get("pinned", ())),
             }
         )
-    except (orjson.JSONDecodeError, KeyError, TypeError, ValueError) as broken:
+        wrong = _unsound(manifest)
+    except (orjson.JSONDecodeError, AttributeError, KeyError, TypeError, ValueError) as broken:
         raise SnapshotError(f"a manifest cannot be read: {broken}") from broken
-    if key is not None and key != manifest_key(manifest.kind, manifest.number):
-        raise SnapshotError(f"{_name(manifest)} stands under the key {key.hex()}")
+    if wrong:
+        raise SnapshotError(f"a manifest cannot be read: {', '.join(wrong)}")
     return manifest
+
+
+def _unsound(manifest: Manifest) -> list[str]:
+    """Names of what is not of its type, or beyond what a program can work with."""
+    counts = ("number", "share", "rows", "created_us", "examples_learnt", "batches_learnt", "control")
+    numbers = {name: [getattr(manifest, name)] for name in (*counts, "rotation", "width")}
+    numbers |= {name: [given] for name in ("parent", "version", "back_to") if (given := getattr(manifest, name)) is not None}
+    numbers |= {
+        "chunks": [size for chunk in manifest.chunks for size in (chunk.bytes, chunk.checksum)],
+        "fields": [one for column in manifest.fields for one in column],
+        "pinned": list(manifest.pinned), "offsets": list(manifest.offsets.values()), "tallies": list(manifest.tallies.values()),
+    }
+    wrong = [name for name, each in numbers.items() if not all(type(one) is int and 0 <= one < 2**64 for one in each)]
+    bits = manifest.model.get("bits", 8)
+    return wrong or [
+        name for name, right in {
+            "kind": manifest.kind in _LETTERS, "lineage": isinstance(manifest.lineage, str),
+            "rotation": manifest.rotation >= 1, "width": manifest.width >= 1,
+            "model.bits": type(bits) is int and 0 <= bits <= 32,
+            "chunks": all(chunk.content in _CONTENTS for chunk in manifest.chunks),
+            "cursors": all(tuple(map(type, at)) == (int, int, int) for at in manifest.cursors.values()),
+            "traces": all(isinstance(trace, dict) for trace in manifest.traces),
+            "training": isinstance(manifest.training, dict),
+        }.items() if not right
+    ]
 
 
 def chain(manifests: Mapping[int, Manifest], wanted: int) -> list[int]:
@@ -336,6 +405,19 @@ def chain(manifests: Mapping[int, Manifest], wanted: int) -> list[int]:
     return walked[::-1]
 
 
+def closed(manifests: Mapping[int, Manifest], wanted: Collection[int]) -> set[int]:
+    """Those, and all that they need to be loaded whole."""
+    kept, whole = set(wanted), set[int | None]()
+    for number in sorted(wanted):
+        try:
+            if manifests[number].parent not in whole:  # what such a parent needs holds all that this one needs
+                kept.update(chain(manifests, number))
+        except SnapshotError:
+            continue  # cannot be loaded whole any more; kept for what it is
+        whole.add(number)
+    return kept
+
+
 def checkpoint_before(checkpoints: Iterable[Manifest], version: Manifest) -> Manifest | None:
     """What going back to a version begins from: the newest checkpoint of its lineage that holds no more than it does."""
     found = [one for one in checkpoints if one.lineage == version.lineage and one.examples_learnt <= version.examples_learnt]
@@ -362,10 +444,21 @@ def _without_a_key() -> dict[str, Any]:
 def model_config(manifest: Manifest, name: str, schema: str) -> ModelConfig:
     """The configuration that a snapshot was made with. Raises SnapshotError for one this program does not know."""
     known = {key: value for key, value in manifest.model.items() if key != "row_width"}
+    defaults = {**model_identity(ModelConfig(), 0)}
+    wrong = [key for key, value in known.items() if key in defaults and not _alike(value, defaults[key])]
+    if wrong:
+        raise SnapshotError(f"{_name(manifest)} has a model this program cannot build: {', '.join(wrong)}")
     try:
         return ModelConfig(**{**known, "hidden": tuple(known["hidden"]), "name": name, "schema": schema})
-    except (TypeError, KeyError) as strange:
+    except (ConfigError, TypeError, KeyError) as strange:
         raise SnapshotError(f"{_name(manifest)} has a model this program cannot build: {strange}") from strange
+
+
+def _alike(value: object, default: object) -> bool:
+    """Whether a setting has the type of its default."""
+    if isinstance(default, list):
+        return isinstance(value, list) and all(type(one) is int for one in value)
+    return type(value) is type(default) or (type(default) is float and type(value) is int)
 
 
 def refuse_other_model(

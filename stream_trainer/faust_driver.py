@@ -21,7 +21,7 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, NoReturn, Protocol
@@ -118,6 +118,13 @@ class Kafka:
             log.info("kafka.commit_refused", topic=self._topic, reason=type(moved).__name__)
             return False
         return True
+
+    async def offsets_at(self, time_us: int, partitions: Iterable[int]) -> dict[int, int]:
+        """First record of each partition whose Kafka timestamp is that time or later; of those that have one."""
+        thread = self._app.consumer._thread
+        wanted = {TopicPartition(self._topic, partition): -(-time_us // 1000) for partition in partitions}
+        found = await thread.call_thread(thread._ensure_consumer().offsets_for_times, wanted)
+        return {place.partition: at.offset for place, at in found.items() if at is not None}
 
     async def partitions(self, topic: str) -> int:
         """How many partitions a topic has. Raises BrokerError if it does not exist."""

@@ -8,7 +8,7 @@ ends with exactly the trainer's weights. Numbers go on where they stopped.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,11 +26,13 @@ from schemas.snapshot import (
     refuse_other_model,
 )
 from stream_trainer.control import Control
+from stream_trainer.distinct import distinct
 from stream_trainer.guard import Guard
 from stream_trainer.learner import Diverged, Learner
 from stream_trainer.progressive import Progressive
 from stream_trainer.store import SnapshotStore
 
+PIECE_ROWS = 1 << 17  # some tens of MB
 WITHOUT_A_KEY = {"first_order_optimiser": "same", "dense_optimiser": "adam"}  # checkpoints older than these settings
 Cursors = Mapping[int, tuple[int, int, int]]
 
@@ -102,14 +104,14 @@ class Publisher:
         self.lineage = checkpoint.lineage
         self.control = Control.of(checkpoint)
         self.store.replay("checkpoint", checkpoint.number, table.load)
-        whole = self.store.read(checkpoint)
-        state = _grouped(whole.state)
-        self.learner.load(whole.dense, state["dense"], checkpoint.batches_learnt, checkpoint.examples_learnt)
+        dense, parts = self.store.tensors(checkpoint)
+        state = _grouped(parts)
+        self.learner.load(dense, state["dense"], checkpoint.batches_learnt, checkpoint.examples_learnt)
         self.progressive.restore(state["progressive"])
         if self.guard is not None:
             self.guard.restore(state["guard"])
         pending = state["pending"]["rows"].astype(np.int64)
-        table.touch(np.union1d(pending, self.store.rows_touched_since(checkpoint.version, self.lineage)))
+        table.touch(distinct(pending, self.store.rows_touched_since(checkpoint.version, self.lineage)))
         self._checkpointed = _progress(
             checkpoint.batches_learnt, checkpoint.cursors, checkpoint.offsets, checkpoint.tallies, self.control
         )
@@ -187,12 +189,7 @@ class Publisher:
         block = table.rows_with_state(rows)
         dense, dense_state = self.learner.dense(), self.learner.dense_state()
         _refuse_infinite("checkpoint", block, [*dense.values(), *dense_state.values()])
-        state = {
-            **{f"dense/{name}": array for name, array in dense_state.items()},
-            **{f"progressive/{name}": array for name, array in self.progressive.state().items()},
-            **{f"guard/{name}": array for name, array in (self.guard.state() if self.guard else {}).items()},
-            "pending/rows": table.pending("version").astype(np.uint32),
-        }
+        state = self._state(dense_state)
         manifest = self._manifest(
             "checkpoint", newest, share, rows, table.wide, now_us, cursors, offsets, tallies,
             version=version.number if version else None, training=self._training(),
@@ -202,6 +199,39 @@ class Publisher:
         self._checkpointed = progress
         self.store.expire(now_us, self.config.keep_s, self.control.pinned)
         return written
+
+    def begin(self, now_us: int, tallies: Mapping[str, int]) -> tuple[Manifest, Manifest]:
+        """Instead of `restore`, of a learner that learnt apart from the stream: a lineage begins with its weights. Its first
+        version and its first checkpoint, which has no cursor, are there together or not at all.
+
+        What the store holds of other lineages stays for its time, and orders that were obeyed there stay obeyed. The table is
+        read in pieces: its copy need not fit beside it. Raises Diverged, and nothing is written.
+        """
+        self.control = Control.of(self.store.newest_checkpoint())
+        self._ready = True
+        table, dense, dense_state = self.learner.table, self.learner.dense(), self.learner.dense_state()
+        number = self.store.next_number("version")
+        share, rows = self._rows("version", None)
+        self._rows("checkpoint", None)
+        _refuse_infinite("version", np.empty(0, np.float32), [*dense.values(), *dense_state.values()])
+        return self.store.write_both(
+            self._manifest("version", None, share, rows, table.width, now_us, None, None, tallies),
+            _pieces("version", rows, table.weights, dense, {}),
+            self._manifest(
+                "checkpoint", None, share, rows, table.wide, now_us, None, None, tallies, version=number,
+                training=self._training(), control=self.control.next_offset, pinned=tuple(sorted(self.control.pinned)),
+            ),
+            _pieces("checkpoint", rows, table.rows_with_state, dense, self._state(dense_state)),
+        )
+
+    def _state(self, dense_state: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """What a checkpoint holds besides rows and dense weights."""
+        return {
+            **{f"dense/{name}": array for name, array in dense_state.items()},
+            **{f"progressive/{name}": array for name, array in self.progressive.state().items()},
+            **{f"guard/{name}": array for name, array in (self.guard.state() if self.guard else {}).items()},
+            "pending/rows": self.learner.table.pending("version").astype(np.uint32),
+        }
 
     def _rows(self, kind: Kind, parent: Manifest | None) -> tuple[int, NDArray[np.int64]]:
         """The share that the next snapshot carries, and its rows; the first of a lineage holds all."""
@@ -266,15 +296,20 @@ class Publisher:
         return self.learner.schema.identity
 
     def _training(self) -> dict[str, Any]:
-        config = self.learner.learn_config
-        return {
-            "row_optimiser": config.row_optimiser, "first_order_optimiser": config.first_order_rule,
-            "dense_optimiser": config.dense_optimiser, "row_floats": self.learner.table.wide,
-        }
+        return training_of(self.learner)
 
     def _refuse_unready(self) -> None:
         if not self._ready:
             raise SnapshotError("call restore() first: what is written must go on from what the store holds")
+
+
+def training_of(learner: Learner) -> dict[str, Any]:
+    """What the optimiser's state that a checkpoint holds is good for."""
+    config = learner.learn_config
+    return {
+        "row_optimiser": config.row_optimiser, "first_order_optimiser": config.first_order_rule,
+        "dense_optimiser": config.dense_optimiser, "row_floats": learner.table.wide,
+    }
 
 
 def _due(now_us: int, last_us: int | None, every_s: float) -> bool:
@@ -299,6 +334,19 @@ def _chunks(
     yield from encode_tensors(dense, "dense")
     if state:
         yield from encode_tensors(state, "state")
+
+
+def _pieces(
+    what: str, rows: NDArray[np.int64], read: Callable[[NDArray[np.int64]], NDArray[np.float32]],
+    dense: Mapping[str, NDArray[Any]], state: Mapping[str, NDArray[Any]],
+) -> Iterator[bytes]:
+    """The same of a whole table, some rows at a time."""
+    for start in range(0, len(rows), PIECE_ROWS):
+        some = rows[start : start + PIECE_ROWS]
+        block = read(some)
+        _refuse_infinite(what, block, [])
+        yield from encode_rows(some, block)
+    yield from _chunks(rows[:0], read(rows[:0]), dense, state)
 
 
 def _grouped(state: Mapping[str, NDArray[Any]]) -> dict[str, dict[str, NDArray[Any]]]:

@@ -9,7 +9,7 @@ too old goes by deleting ranges. Versions survive the process being killed, chec
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -17,11 +17,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rocksdict import DBCompressionType, Options, Rdict, WriteBatch, WriteOptions
+from rocksdict import DBCompressionType, Options, Rdict, ReadOptions, WriteBatch, WriteOptions
 
 from schemas.errors import SnapshotError
 from schemas.snapshot import (
     LAST,
+    MIRROR,
     Chunk,
     Content,
     Kind,
@@ -29,8 +30,10 @@ from schemas.snapshot import (
     Unpacked,
     chain,
     chunk_key,
+    closed,
     decode_manifest,
     described,
+    each_rows,
     encode_manifest,
     manifest_key,
     number_of,
@@ -38,6 +41,7 @@ from schemas.snapshot import (
     unpack,
     weights_digest,
 )
+from stream_trainer.distinct import distinct
 
 BATCH_BYTES = 16 << 20  # a snapshot larger than this is written in several batches: a batch is held in memory twice
 
@@ -76,6 +80,9 @@ class SnapshotStore:
             raise SnapshotError(
                 f"{store_dir} cannot be opened for writing: {broken}. Is another trainer running on it?"
             ) from broken
+        if self._db.get(MIRROR) is not None:
+            self._db.close()
+            raise SnapshotError(f"{store_dir} is filled by `freshet mirror`, from another trainer's: choose another var")
         self._manifests: dict[Kind, dict[int, Manifest]] = {kind: self._read_manifests(kind) for kind in _KINDS}
         self._next: dict[Kind, int] = {}
         self._torn: dict[Kind, list[int]] = {}
@@ -118,14 +125,18 @@ class SnapshotStore:
 
     def read(self, manifest: Manifest, only: Content | None = None) -> Unpacked:
         """Its content, checked to the bit. Raises SnapshotError."""
-        chunks = (self._db.get(chunk_key(manifest.kind, manifest.number, place)) for place in places(manifest, only))
-        return unpack(manifest, chunks, only)
+        return unpack(manifest, self._chunks(manifest, places(manifest, only)), only)
+
+    def tensors(self, manifest: Manifest) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
+        """Its dense weights and its state, without reading its rows. Raises SnapshotError."""
+        return self.read(manifest, "dense").dense, self.read(manifest, "state").state
 
     def replay(self, kind: Kind, number: int, apply: Callable[[NDArray[np.int64], NDArray[np.float32]], None]) -> None:
         """Hand over the rows of the whole table at that snapshot, from its oldest part to the newest: later ones win."""
         manifests = self._manifests[kind]
         for part in chain(manifests, number):
-            for rows, floats in self.read(manifests[part], "rows").rows:
+            wanted = places(manifests[part], "rows")
+            for rows, floats in each_rows(manifests[part], self._chunks(manifests[part], wanted)):
                 apply(rows.astype(np.int64), floats)
 
     def set_aside_broken_checkpoints(self) -> dict[int, str]:
@@ -135,7 +146,7 @@ class SnapshotStore:
         for number in list(reversed(kept)):
             try:
                 self.replay("checkpoint", number, lambda _rows, _floats: None)
-                self.read(kept[number])
+                self.tensors(kept[number])
                 break
             except SnapshotError as wrong:
                 broken[number] = str(wrong)
@@ -162,8 +173,7 @@ class SnapshotStore:
 
         self.replay(kind, manifest.number, keep)
         rows = np.flatnonzero(touched)
-        whole = self.read(manifest)
-        return Loaded(manifest, rows, table[rows], whole.dense, whole.state)
+        return Loaded(manifest, rows, table[rows], *self.tensors(manifest))
 
     def load_version(self, number: int | None = None) -> Loaded:
         """The whole table of weights at a version."""
@@ -180,7 +190,7 @@ class SnapshotStore:
             if number > (version or 0) and manifest.lineage == lineage
         ]
         parts = [rows.astype(np.int64) for manifest in later for rows, _ in self.read(manifest, "rows").rows]
-        return np.unique(np.concatenate([np.empty(0, np.int64), *parts]))
+        return distinct(np.empty(0, np.int64), *parts)
 
     # --- writing ---
 
@@ -191,6 +201,15 @@ class SnapshotStore:
     def write_checkpoint(self, manifest: Manifest, chunks: Iterable[bytes]) -> Manifest:
         """Write a checkpoint, and wait until the disk has it; see `_write`."""
         return self._write(manifest, chunks, sync=True)
+
+    def write_both(
+        self, version: Manifest, version_chunks: Iterable[bytes], checkpoint: Manifest, checkpoint_chunks: Iterable[bytes]
+    ) -> tuple[Manifest, Manifest]:
+        """Write a version and a checkpoint that are there together or not at all, and wait until the disk has them."""
+        first, batch = self._put(version, version_chunks, WriteBatch(raw_mode=True))
+        second, batch = self._put(checkpoint, checkpoint_chunks, batch)
+        self._publish(batch, [first, second], sync=True)
+        return first, second
 
     def expire(self, now_us: int, keep_s: float, pinned: Collection[int] = ()) -> int:
         """Delete snapshots older than keep_s; returns how many. pinned: numbers of versions that stay.
@@ -216,7 +235,7 @@ class SnapshotStore:
             }
             if kind == "version":
                 starts = self._starts(wanted)
-            kept = self._closed(kind, wanted)
+            kept = closed(manifests, wanted)
             old = [number for number in manifests if number not in kept]
             torn = [number for number in self._torn[kind] if number < newest]
             for first, last in _runs(sorted([*old, *torn])):
@@ -239,23 +258,44 @@ class SnapshotStore:
 
         Raises SnapshotError if the number is not the next one, or the disk does not take it: then nothing is published.
         """
+        whole, batch = self._put(manifest, chunks, WriteBatch(raw_mode=True))
+        self._publish(batch, [whole], sync)
+        return whole
+
+    def _put(self, manifest: Manifest, chunks: Iterable[bytes], batch: WriteBatch) -> tuple[Manifest, WriteBatch]:
+        """Chunks alone. Returns the manifest with what they turned out to be, and the batch that is not written yet."""
         kind, number = manifest.kind, manifest.number
         if number != self._next[kind]:
             raise SnapshotError(f"{kind} {number} cannot be written: {self._next[kind]} is the next")
         self._next[kind] = number + 1
         listed: list[Chunk] = []
-        batch = WriteBatch(raw_mode=True)
         for place, chunk in enumerate(chunks):
             if batch.size_in_bytes() + len(chunk) > BATCH_BYTES:
                 self._commit(batch, sync=False)
                 batch = WriteBatch(raw_mode=True)
             batch.put(chunk_key(kind, number, place), chunk)
             listed.append(described(chunk))
-        whole = replace(manifest, chunks=tuple(listed))
-        batch.put(manifest_key(kind, number), encode_manifest(whole))
+        return replace(manifest, chunks=tuple(listed)), batch
+
+    def _publish(self, batch: WriteBatch, manifests: Sequence[Manifest], sync: bool) -> None:
+        """The batch and these manifests at once: from here on the snapshots are there."""
+        for whole in manifests:
+            batch.put(manifest_key(whole.kind, whole.number), encode_manifest(whole))
         self._commit(batch, sync)
-        self._manifests[kind][number] = whole
-        return whole
+        for whole in manifests:
+            self._manifests[whole.kind][whole.number] = whole
+
+    def _chunks(self, manifest: Manifest, wanted: Sequence[int]) -> Iterator[bytes | None]:
+        """Those at these places, which ascend; None where one is not there. With an iterator: half of what `get` takes."""
+        cursor = self._db.iter(_in_bulk())
+        for place in wanted:
+            key = chunk_key(manifest.kind, manifest.number, place)
+            if not cursor.valid() or cursor.key() != key:
+                cursor.seek(key)
+            there = cursor.valid() and cursor.key() == key
+            yield cursor.value() if there else None
+            if there:
+                cursor.next()
 
     def _commit(self, batch: WriteBatch, sync: bool) -> None:
         options = WriteOptions()
@@ -280,19 +320,6 @@ class SnapshotStore:
                 found.add(those[place - 1].number)
         return found
 
-    def _closed(self, kind: Kind, wanted: set[int]) -> set[int]:
-        """Those, and all that they need to be loaded whole."""
-        manifests = self._manifests[kind]
-        kept = set(wanted)
-        for number in wanted:
-            if manifests[number].parent in wanted:
-                continue  # what the parent needs holds all that this one needs
-            try:
-                kept.update(chain(manifests, number))
-            except SnapshotError:
-                continue  # cannot be loaded whole any more; kept for what it is
-        return kept
-
     def _read_manifests(self, kind: Kind) -> dict[int, Manifest]:
         found: dict[int, Manifest] = {}
         cursor = self._db.iter()
@@ -309,6 +336,13 @@ class SnapshotStore:
         if not cursor.valid() or cursor.key()[:1] != chunk_key(kind, 0, 0)[:1]:
             return 0
         return int.from_bytes(cursor.key()[1:9], "big")
+
+
+def _in_bulk() -> ReadOptions:
+    """For what is read once, and checked by us."""
+    options = ReadOptions()
+    options.set_verify_checksums(False)
+    return options
 
 
 def _runs(numbers: list[int]) -> Iterable[tuple[int, int]]:

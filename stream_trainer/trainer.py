@@ -1,4 +1,4 @@
-"""The trainer's process: examples in, weights out. One thread learns; the event loop only hands it records.
+"""The trainer's process: examples in, weights out. One thread learns; the event loop reads records and hands it examples.
 
 The learner's thread owns the table, the store and the device. Per batch: (1) learn it, which moves the cursors, (2) if it is
 time, publish a version, (3) if it is time, write a checkpoint with cursors and weights of the same moment. A kill between
@@ -27,7 +27,7 @@ from schemas import fields
 from schemas.config import Settings
 from schemas.control import ControlError
 from schemas.errors import BrokerError, SnapshotError
-from schemas.examples import Cursor, ExamplesError, decode
+from schemas.examples import Cursor, Examples, ExamplesError, decode
 from schemas.journal import Journal
 from stream_trainer import faust_driver
 from stream_trainer.branch import go_back, told
@@ -36,6 +36,7 @@ from stream_trainer.faust_driver import Kafka, Position, Record
 from stream_trainer.guard import Guard
 from stream_trainer.intake import Batch, Intake
 from stream_trainer.learner import Learner
+from stream_trainer.memory import check_learner
 from stream_trainer.progressive import Progressive
 from stream_trainer.publisher import Publisher
 from stream_trainer.slots import take_slot
@@ -74,6 +75,8 @@ class Trainer:
 
     def __init__(self, settings: Settings, orders: Orders) -> None:
         """Takes the store as it is, after the orders that wait."""
+        schema = fields.load(settings.model.schema)
+        check_learner(settings.model, settings.learn, schema, "the trainer's table")
         self._settings = settings
         self._journal = Journal(settings.metrics_dir / "trainer.jsonl")
         store = SnapshotStore(settings.store_dir)
@@ -81,7 +84,6 @@ class Trainer:
             log.error("checkpoint.broken", number=number, why=why, does="goes on from the one before, learns more again")
         control, self._untold = obey(store, Control.of(store.newest_checkpoint()), orders.waiting())
 
-        schema = fields.load(settings.model.schema)
         learner = Learner(settings.model, settings.learn, schema, settings.snapshot.rotation)
         progressive = Progressive(settings.metrics.window_rows)
         guard = Guard(learner)
@@ -93,10 +95,11 @@ class Trainer:
             {p: Cursor(*place) for p, place in restored.cursors.items()}, restored.tallies, restored.offsets,
         ) if restored else Intake(schema, settings.learn.batch_rows)
         self._training = Training(intake, learner, progressive, guard)
-        self._records: queue.Queue[Record | None] = queue.Queue()
+        self._records: queue.Queue[tuple[int, int, Examples] | None] = queue.Queue()
         self._traces: list[dict[str, int]] = []
         self._replays = intake.tallies["flush"]
         self._status_at = 0.0
+        self._idle_s = 0.0                    # that the learner's thread waited for examples
         self._orders = orders
         self._heard: queue.SimpleQueue[Given] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._learn, name="learner", daemon=True)
@@ -114,30 +117,43 @@ class Trainer:
                 f"this trainer was given {len(found)} of {wanted} partitions of {topic}: another trainer of model "
                 f"{self._settings.model.name} is running. Stop one, or give them different names (model.name)."
             )
-        starts = {partition: self._start(topic, partition, at) for partition, at in found.items()}
+        starts = await self._starts(kafka, topic, found)
         if not self._thread.is_alive():
+            self._training.intake.resume.update(starts)   # in the first checkpoint already: latest is decided once
             self._thread.start()
             threading.Thread(target=self._hear, name="orders", daemon=True).start()
         log.info("trainer.assigned", starts=starts)
         return starts
 
-    def _start(self, topic: str, partition: int, at: Position) -> int:
-        resume = self._training.intake.resume.get(partition)
-        if resume is None:
-            return at.earliest
-        if not at.earliest <= resume <= at.end:
-            raise BrokerError(
-                f"{topic}/{partition}: the weights go on at offset {resume}, the topic holds {at.earliest} to {at.end}. Either "
-                f"it was deleted and made again, or its retention is shorter than the trainer was away. Nothing is skipped "
-                f"silently: start a new model (model.name), or restore the topic."
-            )
-        return resume
+    async def _starts(self, kafka: Kafka, topic: str, found: Mapping[int, Position]) -> dict[int, int]:
+        """Where each partition goes on. learn.start_at counts where the model has read no partition yet: one that was added
+        later is read from its beginning."""
+        resume, start_us = self._training.intake.resume, self._settings.learn.start_us
+        if resume:
+            return {partition: _goes_on(topic, partition, at, resume.get(partition)) for partition, at in found.items()}
+        if start_us is not None:
+            first = await kafka.offsets_at(start_us, found)
+            starts = {partition: first.get(partition, at.end) for partition, at in found.items()}
+        else:
+            latest = self._settings.learn.start_at == "latest"
+            starts = {partition: at.end if latest else at.earliest for partition, at in found.items()}
+        log.info("trainer.begins", start_at=self._settings.learn.start_at, starts=starts)
+        return starts
 
     async def records(self, records: Sequence[Record]) -> None:
         for record in records:
             while self._records.qsize() >= WAITING_RECORDS:
                 await asyncio.sleep(0.002)
-            self._records.put(record)
+            self.hand_over(record)
+
+    def hand_over(self, record: Record) -> None:
+        """Read it, here, while the learner's thread learns what came before it."""
+        try:
+            examples = decode(record.value or b"")
+        except ExamplesError as wrong:
+            log.error("examples.unreadable", partition=record.partition, offset=record.offset, error=str(wrong))
+        else:
+            self._records.put((record.partition, record.offset, examples))
 
     async def running(self, kafka: Kafka) -> None:
         """All is done in the learner's thread."""
@@ -163,16 +179,18 @@ class Trainer:
         waits_since: float | None = None      # monotonic time since which rows wait for a full batch
         while True:
             due = self._wake_s() if waits_since is None or not wait_s else min(self._wake_s(), wait_s / 4)
+            began = time.monotonic()
             try:
                 record = self._records.get(timeout=due)
             except queue.Empty:
-                pass
+                self._idle_s += time.monotonic() - began
             else:
+                self._idle_s += time.monotonic() - began
                 if record is None:
                     self._publish(force=True)
                     self._publisher.store.close()
                     return
-                self._offer(record)
+                self._training.intake.offer(*record)
             while self._step(force=False):
                 waits_since = None
             now = time.monotonic()
@@ -222,14 +240,6 @@ class Trainer:
 
     def _wake_s(self) -> float:
         return min(self._settings.snapshot.version_every_s / 2, 0.25)
-
-    def _offer(self, record: Record) -> None:
-        try:
-            examples = decode(record.value or b"")
-        except ExamplesError as wrong:
-            log.error("examples.unreadable", partition=record.partition, offset=record.offset, error=str(wrong))
-            return
-        self._training.intake.offer(record.partition, record.offset, examples)
 
     def _step(self, force: bool) -> bool:
         """Whether a batch was learnt."""
@@ -292,8 +302,21 @@ class Trainer:
             "examples_learnt": intake.tallies["examples"], "positives": intake.tallies["positives"],
             "tallies": dict(intake.tallies), "dropped": intake.dropped, "gaps": intake.gaps, "waiting_rows": intake.rows,
             "batches_learnt": self._training.learner.batches_learnt, "lifetime": lifetime.as_dict() if lifetime else None,
-            "rate_factor": self._training.guard.rate_factor,
+            "rate_factor": self._training.guard.rate_factor, "idle_s": round(self._idle_s, 3),
         }
+
+
+def _goes_on(topic: str, partition: int, at: Position, resume: int | None) -> int:
+    """resume: None = a partition that the weights know nothing of. Raises BrokerError where it is not there any more."""
+    if resume is None:
+        return at.earliest
+    if not at.earliest <= resume <= at.end:
+        raise BrokerError(
+            f"{topic}/{partition}: the weights go on at offset {resume}, the topic holds {at.earliest} to {at.end}. Either "
+            f"it was deleted and made again, or its retention is shorter than the trainer was away. Nothing is skipped "
+            f"silently: start a new model (model.name), or restore the topic."
+        )
+    return resume
 
 
 def obey(store: SnapshotStore, control: Control, heard: Sequence[Given]) -> tuple[Control, list[dict[str, Any]]]:

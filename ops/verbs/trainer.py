@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from schemas.config import Settings
 
 
@@ -10,6 +12,9 @@ def trainer(settings: Settings) -> None:
 
     Orders of model-control (freshet snapshot pin, unpin, rollback) are obeyed meanwhile.
     """
+    from ops.threads import wait_briefly
+
+    wait_briefly(settings.learn.threads, os.environ)
     from ops.control import Orders
     from ops.topics import hold_to_topics, wait_for_start
     from stream_trainer.faust_driver import crash

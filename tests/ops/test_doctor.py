@@ -105,3 +105,18 @@ def test_no_broker_is_found_and_the_rest_still_told(make_settings):
     assert "127.0.0.1:1" in _of(found, "kafka").found
     assert "freshet broker" in _of(found, "kafka").remedy
     assert _of(found, "python").ok
+
+
+def test_a_topic_that_loses_versions_before_a_mirror_has_them_is_found(report, broker, prefix):
+    """Where versions are sent: retention below two rotations, or records below a chunk. As freshet makes it, all is well."""
+    from kafka.admin import ConfigResource, ConfigResourceType
+
+    settings = {"snapshot.updates": True}
+    name = f"retention {prefix}model-updates"
+    assert _of(report(made={}, **settings), name).ok
+    wrong = {"retention.ms": "60000", "max.message.bytes": "1000000"}
+    with admin(KafkaConfig(bootstrap=broker)) as client:
+        client.alter_configs([ConfigResource(ConfigResourceType.TOPIC, f"{prefix}model-updates", wrong)])
+    found = _of(report(**settings), name)
+    assert "retention.ms=900000,max.message.bytes=1048576" in found.remedy
+    assert name not in [finding.check for finding in report().findings]

@@ -18,6 +18,7 @@ from schemas.snapshot import (
     Manifest,
     chain,
     chunk_key,
+    closed,
     decode_manifest,
     decode_rows,
     decode_tensors,
@@ -223,6 +224,15 @@ def test_a_chain_over_a_change_of_rotation_holds_every_share_of_one_of_them() ->
     for number in (2, 3):
         manifests[number] = replace(manifests[number], rotation=2, share=number % 2)
     assert chain(manifests, 6) == [2, 3, 4, 5, 6]
+
+
+def test_what_is_wanted_is_kept_with_all_that_it_needs() -> None:
+    """One rotation back from each; one that is not whole any more takes nothing from the next, which is."""
+    manifests = line([1, 2, 3, 4, 5, 6, 7, 8])
+    assert closed(manifests, {7, 8}) == {4, 5, 6, 7, 8}
+    assert closed(manifests, {1, 8}) == {1, 5, 6, 7, 8}
+    del manifests[1], manifests[2]
+    assert closed(manifests, {5, 6}) == {3, 4, 5, 6}
 
 
 def test_a_gap_in_a_chain_is_named() -> None:
