@@ -81,10 +81,14 @@ def run(python: Path, peer: str, folder: Path, task: Mapping[str, Any], rows: in
     return found
 
 
+def variables() -> dict[str, str]:
+    """What a process there is started with."""
+    return {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore", "PYTHONNOUSERSITE": "1"}
+
+
 def _must(command: list[str], wrong: str) -> str:
     """What it printed. Raises PeerError with the last lines of what it complained of."""
-    inside = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore", "PYTHONNOUSERSITE": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, env=inside)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, env=variables())
     if done.returncode:
         last = "\n".join((done.stderr or done.stdout).strip().splitlines()[-6:])
         raise PeerError(f"{wrong}.\nExit code {done.returncode} of {' '.join(command)}\n{last}")
