@@ -36,6 +36,7 @@ from schemas.errors import BrokerError, ConfigError, FreshetError
 
 PROCFILE = PROJECT / "Procfile"
 BROKER = "broker"      # the Procfile's line that is left out when there is another Kafka
+UPDATES = "updates"    # the one that is left out unless snapshot.updates is set
 OURS = "freshet"       # the name before our own lines
 _TERMINAL_CODE = re.compile(r"\x1b\[[?0-9;]*[A-Za-z]")
 STOP_TIMEOUT_S = 25.0  # a broker ends in 3 s, a trainer writes its last checkpoint first
@@ -149,11 +150,8 @@ def run(
         "PYTHONUNBUFFERED": "1",
     }
     lines = parse_procfile((procfile or PROCFILE).read_text()).processes
-    for name in set(without) - set(lines):
-        raise ConfigError(f"--without {name}: no such process; there are {', '.join(lines)}")
-    for name, command in lines.items():
-        if (ours or name != BROKER) and name not in without:
-            crew.add_process(name, command, env=child, cwd=str(Path.cwd()))
+    for name, command in chosen(lines, settings, ours, without).items():
+        crew.add_process(name, command, env=child, cwd=str(Path.cwd()))
     where = f"our own, on {settings.kafka.bootstrap}" if ours else f"yours, at {settings.kafka.bootstrap}"
     crew.say(f"Kafka is {where}; all that is written goes to {settings.var}/; Ctrl-C ends everything")
     crew.loop()
@@ -165,6 +163,14 @@ def run(
         return 0
     gave_up = [name for name, line in crew._processes.items() if line.get("returncode") in (1, 2)]
     raise FreshetError(f"{', '.join(gave_up) or 'a process'} gave up (see above), so everything was ended")
+
+
+def chosen(lines: Mapping[str, str], settings: Settings, ours: bool, without: Collection[str]) -> dict[str, str]:
+    """The Procfile's lines that are to be started. ours: the broker is. Raises ConfigError for a name that is not there."""
+    for name in set(without) - set(lines):
+        raise ConfigError(f"--without {name}: no such process; there are {', '.join(lines)}")
+    left_out = {*without, *([] if ours else [BROKER]), *([] if settings.snapshot.updates else [UPDATES])}
+    return {name: command for name, command in lines.items() if name not in left_out}
 
 
 def _tell_steps(settings: Settings, ours: bool, crew: Crew) -> None:

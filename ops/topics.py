@@ -74,10 +74,23 @@ def topics_of(settings: Settings) -> dict[str, Topic]:
         "events": (kafka.event_partitions, _APPEND_TIME | _BIG),
         "examples": (kafka.example_partitions, _APPEND_TIME | _BIG),
         "dead-letters": (1, _BIG),
-        "model-updates": (1, _BIG),
+        "model-updates": (1, _updates(settings)),
         "model-control": (1, {"cleanup.policy": "compact"}),
     }
     return {short: Topic(kafka.topic(short), n, dict(config)) for short, (n, config) in listed.items()}
+
+
+def updates_retention_s(settings: Settings) -> float:
+    """How long model-updates is to keep a version: four times what a whole table takes to come round, a quarter of an hour at
+    least. A sender whose trainer is quiet sends the table again twice in that time; a mirror that was away for longer reads a
+    whole table instead of what it missed."""
+    return max(900.0, 4 * settings.snapshot.rotation * settings.snapshot.version_every_s)
+
+
+def _updates(settings: Settings) -> dict[str, str]:
+    """Kafka deletes whole segments only: small ones, so that the disk holds little more than the retention says."""
+    keep_ms = int(1000 * updates_retention_s(settings))
+    return _BIG | {"retention.ms": str(keep_ms), "segment.ms": str(keep_ms // 4), "segment.bytes": str(128 << 20)}
 
 
 def ensure_topics(settings: Settings, timeout_s: float = 30.0) -> TopicsReport:

@@ -1,13 +1,13 @@
-"""A small Python client: dicts in, scores out, one retry where a retry helps."""
+"""A small Python client: dicts in, scores out, tried again where that helps."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import grpc
 import numpy as np
@@ -25,7 +25,12 @@ _THE_CLIENTS = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND, grp
 # A scorer that is going away: to try again helps. CANCELLED, since this client never cancels, is grpc's word for a request
 # that a server had received but not begun when it closed.
 _GONE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+TRIES = 4  # a worker that was killed under several requests may fail the second try too, where its port was still open
 _WHOLE = 2**53  # above it a double does not hold every whole number
+
+
+Objective = Literal["ctr", "ctr_times_bid"]
+_OBJECTIVES = {"ctr": scoring_pb2.CTR, "ctr_times_bid": scoring_pb2.CTR_TIMES_BID}
 
 
 class ScorerUnavailable(FreshetError):
@@ -34,7 +39,7 @@ class ScorerUnavailable(FreshetError):
 
 @dataclass(frozen=True, slots=True)
 class ItemScore:
-    """rank: 1 = highest probability. echo: goes into the impression event as it is."""
+    """rank: 1 = best by the objective. echo: goes into the impression event as it is."""
 
     item_id: str
     probability: float
@@ -45,7 +50,7 @@ class ItemScore:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """One answer. items: in the order of the request."""
+    """One answer. items: in the order of the request, without those that it did not ask for."""
 
     items: list[ItemScore]
     model: str
@@ -92,24 +97,32 @@ class ScorerClient:
         model: str = "",
         request_id: str | None = None,
         timeout_s: float = 1.0,
+        objective: Objective = "ctr",
+        exclude: Iterable[str] = (),
+        top: int = 0,
     ) -> Scored:
         """Score a slate.
 
-        context: field → value. items: [{"id": "app42", "features": {field: value}}, …]. A value is text, a number,
-        a bool, None, a ReadyId, or a list of them (a set). timeout_s: for both tries together. Raises RequestError for
-        what the caller must change, ScorerUnavailable where a later try may work.
+        context: field → value. items: [{"id": "app42", "features": {field: value}, "bid": 1.2}, …]. A value is text, a
+        number, a bool, None, a ReadyId, or a list of them (a set). objective: what ranks; ctr_times_bid needs every item's
+        bid. exclude: ids of items not to be scored. top: answer with so many of the best; 0 = all. timeout_s: for all tries
+        together. Raises RequestError for what the caller must change, ScorerUnavailable where a later try may work.
         """
         request = scoring_pb2.ScoreRequest(
             model=model,
             request_id=request_id or "",
             context=[column(name, [value]) for name, value in context.items()],
             item_id=[str(item["id"]) for item in items],
+            objective=_OBJECTIVES[objective],
+            bid=[float(item["bid"]) for item in items if item.get("bid") is not None] if objective == "ctr_times_bid" else (),
+            exclude=exclude,
+            top=top,
             items=[
                 column(name, values)
                 for name, values in columns_from_rows([item.get("features") or {} for item in items]).items()
             ],
         )
-        answer = self._call(request, timeout_s)
+        answer = self.ask(request, timeout_s)
         return Scored(
             items=[ItemScore(i.item_id, i.probability, i.logit, i.rank, i.echo) for i in answer.items],
             model=answer.model,
@@ -145,18 +158,19 @@ class ScorerClient:
         """End the connection."""
         self._channel.close()
 
-    def _call(self, request: scoring_pb2.ScoreRequest, timeout_s: float) -> scoring_pb2.ScoreResponse:
+    def ask(self, request: scoring_pb2.ScoreRequest, timeout_s: float) -> scoring_pb2.ScoreResponse:
+        """A request as it goes over the wire, tried again as `score` does. The same errors."""
         end = time.monotonic() + timeout_s
-        try:
-            return self._try(request, timeout_s, wait_for_ready=False)
-        except grpc.RpcError as failed:
-            first, left = failed, end - time.monotonic()
-        if first.code() in _GONE and left > 0:
+        first: grpc.RpcError | None = None
+        for attempt in range(TRIES):
             try:
-                return self._try(request, left, wait_for_ready=True)
+                return self._try(request, max(0.0, end - time.monotonic()), wait_for_ready=attempt > 0)
             except grpc.RpcError as failed:
-                if failed.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
-                    first = failed  # else the first says more: why there was no connection
+                if first is None or failed.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
+                    first = failed  # else the one before says more: why there was no connection
+                if failed.code() not in _GONE or time.monotonic() >= end:
+                    break
+        assert first is not None
         text = f"scorer at {self.target}: {first.code().name}: {first.details()}"
         if first.code() in _THE_CLIENTS:
             raise RequestError(text) from first

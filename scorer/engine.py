@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -13,25 +15,22 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from schemas.bags import Bags, Floats
-from schemas.config import ModelConfig
+from schemas.config import ModelConfig, Precision
 from schemas.crosses import crossed
 from schemas.errors import SnapshotError
 from schemas.fields import FieldSchema
 from schemas.models import build
 from schemas.models.pooling import pool
 from schemas.snapshot import Manifest, Unpacked, model_identity, refuse_other_model
+from scorer.network import for_slates
+from scorer.version import Version
+
+T = TypeVar("T", bound=nn.Module)
 
 INIT_ROWS = 1 << 16  # rows initialised at a time: a few MB of scratch instead of a second table
-
-
-@dataclass(frozen=True, slots=True)
-class Version:
-    """What an answer names. created_us: when the trainer published it; applied_us: when this engine took it over."""
-
-    lineage: str
-    number: int
-    created_us: int
-    applied_us: int
+# A version's rows are written in pieces of so many, each while requests wait (.3 ms), and they go first between two pieces.
+PIECE_ROWS = 1 << 13
+PAUSE_S = 2e-4
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +45,9 @@ class Scores:
 class Blueprint:
     """What all engines of one model have in common: fields, shapes, and rows that were never touched."""
 
-    def __init__(self, config: ModelConfig, schema: FieldSchema) -> None:
+    def __init__(self, config: ModelConfig, schema: FieldSchema, slates: Precision | None = None) -> None:
+        """slates: of the numbers that are multiplied, for engines that are only asked for rows of one slate at a time
+        (scorer/network.py); None = any rows, in float32."""
         model = build(config, len(schema.fields), len(schema.crosses), schema.logs, schema.sides).eval()
         self.schema = schema if model.crosses else replace(schema, crosses=())
         self.bits = config.bits
@@ -54,6 +55,8 @@ class Blueprint:
         self.counted = model.counted
         self._fields = self.schema.identity
         self._identity = model_identity(config, model.row_width)
+        self._slates = slates
+        self._context = [spec.side == "context" for spec in self.schema.fields]
         self._model = model.to("meta")  # shapes alone: each version brings the numbers
 
     def check(self, manifest: Manifest) -> None:
@@ -72,41 +75,67 @@ class Blueprint:
 
     def dense(self, manifest: Manifest, content: Unpacked) -> nn.Module:
         """The dense part with a version's numbers. Raises SnapshotError if they are not this model's."""
-        net = copy.deepcopy(self._model)
+        net = _twin(self._model)
+        # Copies: what they come from may be a mapping of the whole table (scorer/segment.py), which would live as long as they.
         tensors = {name: torch.from_numpy(np.array(array)) for name, array in content.dense.items()}
         try:
             net.load_state_dict(tensors, strict=True, assign=True)
         except RuntimeError as wrong:
             raise SnapshotError(f"version {manifest.number}: dense weights of another model: {wrong}") from wrong
-        return net.requires_grad_(False)
+        net.requires_grad_(False)
+        return net if self._slates is None else for_slates(net, self._context, self._slates)
+
+
+@dataclass(frozen=True, slots=True)
+class _Overwritten:
+    """Rows of the present version that the next one has begun to write over. rows: (n,) ascending; floats: (n, W)."""
+
+    rows: Tensor
+    floats: Tensor
+
+    def put_back(self, numbers: Tensor, taken: Tensor, through: int) -> None:
+        """Into `taken` (m, W), the rows `numbers` of the table: what those up to row `through` were before."""
+        place = torch.searchsorted(self.rows, numbers).clamp_(max=len(self.rows) - 1)           # (m,)
+        gone = (self.rows[place] == numbers) & (numbers <= through)                             # (m,)
+        taken[gone] = self.floats[place[gone]]
 
 
 class Engine:
     """One table and one dense part. `score` may be called from any thread, `apply` from one.
 
-    A request takes its rows and the dense part under a lock that `apply` holds while it writes rows (0.4 ms for
-    10,000): no answer sees half a version. The forward pass runs outside it, on what nobody changes.
+    A request takes its rows and the dense part under a lock that `apply` holds while it writes some rows: no answer sees
+    half a version. Where a version has many, they are written a piece at a time; a request between two pieces gets those
+    that are written already as they were before. The forward pass runs outside the lock, on what nobody changes.
     """
 
-    def __init__(self, blueprint: Blueprint, now_us: Callable[[], int]) -> None:
-        """A table never touched; it answers once the first version is in."""
+    def __init__(self, blueprint: Blueprint, now_us: Callable[[], int], table: Tensor | None = None) -> None:
+        """It answers once the first version is in. table: all rows, (2^bits, W), from now on the engine's own; None = as
+        they are before they are touched."""
         self._blueprint = blueprint
         self._now_us = now_us
         self._lock = threading.Lock()
         self._mask = np.uint64((1 << blueprint.bits) - 1)
-        self._table = blueprint.table()
+        self._table = blueprint.table() if table is None else table
         self._net: nn.Module | None = None
         self._version: Version | None = None
+        self._before: _Overwritten | None = None
+        self._written = -1                     # the last row of the next version that is in the table already
+
+    @property
+    def table(self) -> Tensor:
+        """All rows, (2^bits, W); to be read only while nothing is applied."""
+        return self._table
 
     @property
     def version(self) -> Version | None:
         """The version that answers now."""
         return self._version
 
-    def apply(self, manifest: Manifest, content: Unpacked) -> Version:
+    def apply(self, manifest: Manifest, content: Unpacked, gently: bool = False) -> Version:
         """Go on to the next version: `manifest` must name the present one as its parent. The first may be any.
 
-        Raises SnapshotError, naming both sides, and stays at the present version.
+        gently: many rows a piece at a time, for an engine that is asked meanwhile. Raises SnapshotError, naming both sides,
+        and stays at the present version.
         """
         self._blueprint.check(manifest)
         now = self._version
@@ -118,17 +147,31 @@ class Engine:
         width = self._blueprint.row_width
         if manifest.width != width:
             raise SnapshotError(f"version {manifest.number} has rows of {manifest.width} floats, {width} needed")
-        rows = [
-            (torch.from_numpy(numbers.astype(np.int64)), torch.from_numpy(floats.astype(np.float32)))
-            for numbers, floats in content.rows
-        ]
         net = self._blueprint.dense(manifest, content)
+        pieces = [
+            (numbers[at : at + PIECE_ROWS], floats[at : at + PIECE_ROWS])
+            for numbers, floats in ((_own(n, np.int64), _own(f, np.float32)) for n, f in content.rows)
+            for at in range(0, len(numbers), PIECE_ROWS)
+        ]
+        if gently and len(pieces) > 1:
+            self._write_all_but_the_last(pieces)
+            pieces = pieces[-1:]
         with self._lock:
-            for numbers, floats in rows:
+            for numbers, floats in pieces:
                 self._table.index_copy_(0, numbers, floats)
-            self._net = net
+            self._net, self._before = net, None
             self._version = Version(manifest.lineage, manifest.number, manifest.created_us, self._now_us())
             return self._version
+
+    def _write_all_but_the_last(self, pieces: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """While requests go on with the present version."""
+        rows = torch.cat([numbers for numbers, _ in pieces])
+        before = _Overwritten(rows, self._table.index_select(0, rows))
+        for numbers, floats in pieces[:-1]:
+            with self._lock:
+                self._table.index_copy_(0, numbers, floats)
+                self._before, self._written = before, int(numbers[-1])
+            time.sleep(PAUSE_S)  # whoever waits for the lock does not get it while its last holder runs on
 
     @torch.inference_mode()
     def score(self, bags: Bags) -> Scores:
@@ -136,10 +179,12 @@ class Engine:
         bags = crossed(bags, self._blueprint.schema)
         numbers = torch.from_numpy((bags.ids & self._mask).astype(np.int64))    # (n,)
         with self._lock:
-            net, version = self._net, self._version
+            net, version, before, written = self._net, self._version, self._before, self._written
             rows = self._table.index_select(0, numbers)                         # (n, W)
         if net is None or version is None:
             raise SnapshotError("no version is loaded yet")
+        if before is not None:
+            before.put_back(numbers, rows, written)
         pooled, values = pool(rows, bags, self._blueprint.schema.columns, self._blueprint.counted)  # (B, F, W), (B, F)
         logits: Tensor = net(pooled, values)                                    # (B,)
         return Scores(_array(logits.sigmoid()), _array(logits), version)
@@ -156,6 +201,20 @@ def load(blueprint: Blueprint, now_us: Callable[[], int], parts: Iterable[tuple[
     if engine.version is None:
         raise SnapshotError("no version to load")
     return engine
+
+
+def _twin(module: T) -> T:
+    """The same module without its numbers: deepcopy takes ten times as long, while requests wait for the interpreter."""
+    twin = copy.copy(module)
+    for held in ("_parameters", "_buffers"):
+        setattr(twin, held, dict(getattr(module, held)))
+    twin._modules = {name: None if inner is None else _twin(inner) for name, inner in module._modules.items()}
+    return twin
+
+
+def _own(array: NDArray[Any], kind: Any) -> Tensor:
+    """An array as a tensor of that kind: itself where that can be, else a copy."""
+    return torch.from_numpy(np.require(array, kind, "W"))
 
 
 def _array(tensor: Tensor) -> NDArray[np.float32]:

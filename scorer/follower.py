@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
@@ -11,13 +10,16 @@ import structlog
 
 from schemas.errors import SnapshotError
 from schemas.snapshot import Manifest, Unpacked, chain
-from scorer.engine import Blueprint, Engine, Version, load
+from scorer.engine import Blueprint, Engine, load
 from scorer.metrics import Metrics
+from scorer.version import Version
 
 _log = structlog.get_logger("scorer")
 
+DEFECT_PAUSE_S = 1.0
 RETRY_S = 5.0  # a disk may recover; a version that stays broken costs one reading of the chain each time
 
+Changed = Callable[[Manifest, Unpacked, bool], None]
 Applied = Callable[[Version, Sequence[Mapping[str, Any]]], None]
 
 
@@ -36,8 +38,8 @@ class Follower:
 
     A broken version is skipped. What it held is missing, so nothing after it can be applied until the versions after it
     hold the whole table by themselves (one rotation); meanwhile the last good one answers. At the start that is the
-    newest whole one. What could not be read is tried again every few seconds. `step` looks once; `start` does it on a
-    thread of its own.
+    newest whole one. What could not be read is tried again every few seconds. `step` looks once; `look` does too, and
+    outlives what goes wrong.
     """
 
     def __init__(
@@ -47,37 +49,26 @@ class Follower:
         poll_s: float,
         metrics: Metrics,
         now_us: Callable[[], int],
+        changed: Changed = lambda manifest, content, whole: None,
         applied: Applied = lambda version, traces: None,
-        ready: Callable[[], None] = lambda: None,
     ) -> None:
-        """applied: told of each version taken over while answering. ready: called when the first version is in."""
+        """changed: told of each version taken over; whole: `engine` is a new one, and what it held is not in the old.
+        applied: told, after that, of each taken over while another answered, with the examples it follows."""
         self.engine: Engine | None = None
         self._source = source
         self._blueprint = blueprint
         self._poll_s = poll_s
         self._metrics = metrics
         self._now_us = now_us
+        self._changed = changed
         self._applied = applied
-        self._ready = ready
         self._seen: int | None = None
         self._broken: set[int] = set()          # versions that could not be read
         self._said: set[int] = set()            # those of them that the log has named
         self._refused: set[str] = set()         # lineages that do not fit this process's settings
         self._stuck = False
         self._tried_us = 0
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
-
-    def start(self) -> None:
-        """Follow until `stop`."""
-        self._thread = threading.Thread(target=self._follow, name="follower", daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Stop after the version in hand; the engine goes on answering."""
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join()
+        self._failing = False
 
     def step(self) -> bool:
         """Look once and take over all that is new. True if another version answers now.
@@ -109,26 +100,25 @@ class Follower:
         self._stuck = stuck
         return now is not before
 
-    def _follow(self) -> None:
-        failing = False
-        while not self._stop.is_set():
-            try:
-                self.step()
-                if failing:
-                    _log.info("store.readable")
-                failing = False
-            except SnapshotError as unreadable:
-                self._metrics.poll_errors.inc()
-                if not failing:
-                    _log.error("store.unreadable", error=str(unreadable), serving=self._serving_number())
-                failing = True
-            except Exception:  # noqa: BLE001
-                # A defect of ours. Answering from the last good version beats not answering, and the version's age,
-                # which grows from now on, is what operators watch.
-                self._metrics.poll_errors.inc()
-                _log.exception("follower.defect", serving=self._serving_number())
-                self._stop.wait(1.0)
-            self._stop.wait(self._poll_s)
+    def look(self) -> float:
+        """Look once, say what went wrong. Returns the seconds until the next look."""
+        try:
+            self.step()
+            if self._failing:
+                _log.info("store.readable")
+            self._failing = False
+        except SnapshotError as unreadable:
+            self._metrics.poll_errors.inc()
+            if not self._failing:
+                _log.error("store.unreadable", error=str(unreadable), serving=self._serving_number())
+            self._failing = True
+        except Exception:  # noqa: BLE001
+            # A defect of ours. Answering from the last good version beats not answering, and the version's age,
+            # which grows from now on, is what operators watch.
+            self._metrics.poll_errors.inc()
+            _log.exception("follower.defect", serving=self._serving_number())
+            return DEFECT_PAUSE_S
+        return self._poll_s
 
     def _go_on(self, manifests: Mapping[int, Manifest], newest: int) -> bool:
         """Apply all versions from the present one to `newest`, parent by parent. False where there is no such way, or
@@ -149,11 +139,13 @@ class Follower:
         for manifest in reversed(way):
             started = time.perf_counter()
             try:
-                version = engine.apply(manifest, self._source.read(manifest))
+                content = self._source.read(manifest)
+                version = engine.apply(manifest, content)
             except SnapshotError as broken:
                 self._skip(manifest.number, broken)
                 return False
             self._took_over(version, manifest.rows, time.perf_counter() - started)
+            self._changed(manifest, content, False)
             self._applied(version, _traces(manifest))
         return True
 
@@ -183,12 +175,15 @@ class Follower:
         started = time.perf_counter()
         previous = self._serving()
         read: list[Manifest] = []
+        content = Unpacked((), {}, {})
 
         def parts() -> Iterator[tuple[Manifest, Unpacked]]:
+            nonlocal content
             for number in numbers:
                 manifest = self._source.manifest(number)
                 read.append(manifest)
-                yield manifest, self._source.read(manifest)
+                content = self._source.read(manifest)
+                yield manifest, content
 
         try:
             engine = load(self._blueprint, self._now_us, parts())
@@ -201,6 +196,7 @@ class Follower:
         rows, took_s = sum(manifest.rows for manifest in read), time.perf_counter() - started
         self._metrics.loads.inc()
         self._took_over(version, rows, took_s)
+        self._changed(read[-1], content, True)
         if previous is not None and previous.lineage == version.lineage:
             late = [trace for manifest in read if manifest.number > previous.number for trace in _traces(manifest)]
             self._applied(version, late)
@@ -208,8 +204,6 @@ class Follower:
             "table.loaded", version=numbers[-1], lineage=read[-1].lineage[:8], versions=len(numbers), rows=rows,
             ms=round(1000 * took_s, 1),
         )
-        if previous is None:
-            self._ready()
         return True
 
     def _fits(self, manifest: Manifest) -> bool:

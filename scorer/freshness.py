@@ -1,24 +1,22 @@
 """How long a click took to change an answer: examples that the trainer follows get their last two times here.
 
-A version's manifest carries traces of some positive examples in it (clicked, joined, learnt, published). The first
-answer from that version or a later one completes them: one JSON line each in freshness.jsonl, written by a thread of
-its own. Examples in the versions that a scorer finds at its start are left out: another process may have served them.
+A version's manifest carries traces of some positive examples in it (clicked, joined, learnt, published). They are complete
+when every worker has taken that version over and one of them has answered from it or a later one: one JSON line each in
+freshness.jsonl. Examples in the versions that a scorer finds at its start are left out: another process may have served
+them.
 """
 
 from __future__ import annotations
 
-import queue
-import threading
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import structlog
 
 from schemas.journal import Journal
-from scorer.engine import Version
+from scorer.version import Version
 
 MAX_WAITING = 10_000  # traced examples kept while nobody asks for a score
 MAX_SERVED = 64       # versions remembered as served, while their traces may still be on their way here
@@ -26,63 +24,37 @@ MAX_SERVED = 64       # versions remembered as served, while their traces may st
 _log = structlog.get_logger("scorer")
 
 
-@dataclass(frozen=True, slots=True)
-class _Applied:
-    version: Version
-    traces: Sequence[Mapping[str, Any]]
-
-
-@dataclass(frozen=True, slots=True)
-class _Served:
-    version: Version
-    served_us: int
-
-
 class Freshness:
-    """applied: from the follower. served: from every request, a comparison unless the version is new."""
+    """Told by the follower's loop alone, so off the path of every request."""
 
-    def __init__(self, path: Path, now_us: Callable[[], int]) -> None:
+    def __init__(self, path: Path) -> None:
         self._journal = Journal(path)
-        self._now_us = now_us
-        self.versions_served = 0  # that answered at least one request
-        self._last: Version | None = None
-        self._events: queue.SimpleQueue[_Applied | _Served | None] = queue.SimpleQueue()
         self._matcher = Matcher()
-        self._thread = threading.Thread(target=self._write, name="freshness", daemon=True)
-        self._thread.start()
+        self._served: deque[tuple[str, int]] = deque(maxlen=MAX_SERVED)
+        self.versions_served = 0  # that answered at least one request
 
     def applied(self, version: Version, traces: Sequence[Mapping[str, Any]]) -> None:
-        """A version was taken over, with these examples in it."""
-        if traces:
-            self._events.put(_Applied(version, traces))
+        """Every worker has this version, since `applied_us`, with these examples in it."""
+        self._write(self._matcher.applied(version, traces))
 
-    def served(self, version: Version) -> None:
-        """An answer from `version` is complete."""
-        if version is not self._last:
-            self._last = version
-            self._events.put(_Served(version, self._now_us()))
+    def served(self, version: Version, served_us: int) -> None:
+        """A worker's first answer from `version` was complete then."""
+        named = (version.lineage, version.number)
+        if named not in self._served:
+            self._served.append(named)
+            self.versions_served += 1
+            self._write(self._matcher.served(version, served_us))
 
     def close(self) -> None:
-        """Write what is complete and stop."""
-        self._events.put(None)
-        self._thread.join(timeout=5)
-
-    def _write(self) -> None:
-        newest: Version | None = None
-        while (event := self._events.get()) is not None:
-            if isinstance(event, _Applied):
-                lines = self._matcher.applied(event.version, event.traces)
-            else:
-                lines = self._matcher.served(event.version, event.served_us)
-                if newest is None or event.version.applied_us > newest.applied_us:
-                    newest = event.version
-                    self.versions_served += 1
-            try:
-                for line in lines:
-                    self._journal.write(line)
-            except OSError as full:
-                _log.error("freshness.not_written", path=str(self._journal.path), error=str(full), lines=len(lines))
+        """Nothing is written after this."""
         self._journal.close()
+
+    def _write(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        try:
+            for line in lines:
+                self._journal.write(line)
+        except OSError as full:
+            _log.error("freshness.not_written", path=str(self._journal.path), error=str(full), lines=len(lines))
 
 
 class Matcher:
@@ -110,7 +82,7 @@ class Matcher:
             used = [at for by, at in same if by.number >= version.number]
             past = any(by.lineage != version.lineage and by.applied_us > version.applied_us for by, _ in self._served)
             if used:
-                lines.append(_line(version, trace, min(used)))
+                lines.append(_line(version, trace, max(version.applied_us, min(used))))
             elif not past:  # a lineage that was replaced before it served these examples never will
                 self._waiting.append((version, trace))
         return lines

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,7 @@ from schemas.snapshot import (
     manifest_key,
     number_of,
     unpack,
+    verify,
 )
 
 
@@ -93,12 +94,7 @@ class SnapshotReader:
     def manifest(self, number: int) -> Manifest:
         """One manifest as of the last `poll`. Raises SnapshotError if it is broken or not there."""
         key = manifest_key(self.kind, number)
-        if self._db is not None:
-            cursor = self._db.iter()
-            cursor.seek(key)
-            if cursor.valid() and cursor.key() == key:
-                return decode_manifest(cursor.value(), key)
-        raise SnapshotError(f"{self.kind} {number} is not in {self.store_dir}")
+        return decode_manifest(self._value(key), key)
 
     def manifests(self) -> Mapping[int, Manifest]:
         """All as of the last `poll`, by number, each read when it is asked for; a broken one counts as absent."""
@@ -108,8 +104,23 @@ class SnapshotReader:
         """The snapshot's rows and tensors, each chunk checked against the manifest. Raises SnapshotError."""
         return unpack(manifest, self._chunks(manifest))
 
-    def whole(self, number: int) -> Whole:
-        """The whole table as it was at one snapshot, put together from its chain. Raises SnapshotError."""
+    def pairs(self, manifest: Manifest) -> Iterator[tuple[bytes, bytes]]:
+        """A snapshot as it stands in the store: key and value of each chunk, checked, then of the manifest. Raises
+        SnapshotError."""
+        place = -1
+        for place, data in enumerate(self._chunks(manifest)):
+            verify(manifest.chunks[place], data)
+            yield chunk_key(self.kind, manifest.number, place), data
+        if place + 1 != len(manifest.chunks):
+            raise SnapshotError(f"{self.kind} {manifest.number}: {place + 1} chunks of the {len(manifest.chunks)} listed")
+        key = manifest_key(self.kind, manifest.number)
+        yield key, self._value(key)
+
+    def whole(self, number: int, read: Callable[[], None] = lambda: None) -> Whole:
+        """The whole table as it was at one snapshot, put together from its chain. Raises SnapshotError.
+
+        read: called after each snapshot of the chain.
+        """
         manifests = self.manifests()
         numbers = chain(manifests, number)
         last = manifests[number]
@@ -124,6 +135,7 @@ class SnapshotReader:
                 table[rows] = floats
                 touched[rows] = True
             dense = content.dense
+            read()
         rows_touched = np.flatnonzero(touched)
         return Whole(tuple(numbers), rows_touched, table[rows_touched], dense)
 
@@ -131,6 +143,16 @@ class SnapshotReader:
         """Let go of the store and remove the secondary's directory."""
         self._drop()
         shutil.rmtree(self._secondary_dir, ignore_errors=True)
+
+    def _value(self, key: bytes) -> bytes:
+        """Of a manifest's key."""
+        if self._db is not None:
+            cursor = self._db.iter()
+            cursor.seek(key)
+            if cursor.valid() and cursor.key() == key:
+                found: bytes = cursor.value()
+                return found
+        raise SnapshotError(f"{self.kind} {number_of(self.kind, key)} is not in {self.store_dir}")
 
     def _chunks(self, manifest: Manifest) -> Iterator[bytes]:
         if self._db is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Never
 
 import grpc
@@ -16,8 +16,10 @@ from schemas.errors import BadEvent, FreshetError, RequestError
 from schemas.fields import Encoder, FieldSchema, Slate
 from schemas.proto import scoring_pb2
 from schemas.proto.scoring_pb2_grpc import ScorerServicer
-from scorer.engine import Engine, Version
+from scorer.engine import Engine
 from scorer.metrics import Metrics
+from scorer.ready import Ready
+from scorer.version import Version
 
 NAMED = 20  # most strange fields that a warning names
 
@@ -55,12 +57,15 @@ class ScoringService(ScorerServicer):
         self._metrics = metrics
         self._now_us = now_us
         self._encoder = Encoder(schema, training=False)
+        self._ready = Ready(schema)
 
     def Score(
         self, request: scoring_pb2.ScoreRequest, context: grpc.ServicerContext
     ) -> scoring_pb2.ScoreResponse:
         """A slate → a probability, logit and rank for each item, all from one version."""
         started = time.perf_counter()
+        if not context.is_active():  # its deadline passed while it waited for a thread, or its client went away
+            self._refuse(context, grpc.StatusCode.DEADLINE_EXCEEDED, "the request's time was over before its turn came")
         try:
             response, version = self._answer(request)
         except (RequestError, BadEvent) as wrong:
@@ -84,16 +89,20 @@ class ScoringService(ScorerServicer):
         engine = self._engine()
         if engine is None:
             raise NotReady(f"no version of {self._model!r} is loaded yet; try again when health says SERVING")
-        slate = _slate(request)
-        bags, strange = self._encoder.encode(slate)
+        item_ids = _item_ids(request)
+        if request.HasField("ready_items") or request.HasField("ready_context"):
+            bags, strange = self._ready.bags(request)
+        else:
+            bags, strange = self._encoder.encode(_slate(request, item_ids))
         warnings = self._strange(strange)
+        bids = _bids(request)
+        kept = _kept(item_ids, request.exclude)
+        if kept is not None:
+            item_ids, bags = [item_ids[place] for place in kept], bags.take(kept)
+            bids = None if bids is None else bids[kept]
         scores = engine.score(bags)
+        places = ranks(scores.probabilities if bids is None else scores.probabilities * bids)
 
-        echoes = echo.encode(bags, self._digest)
-        columns = zip(
-            slate.item_ids, scores.probabilities.tolist(), scores.logits.tolist(), ranks(scores.probabilities).tolist(),
-            echoes, strict=True,
-        )
         version = scores.version
         response = scoring_pb2.ScoreResponse(
             request_id=request.request_id,
@@ -101,12 +110,26 @@ class ScoringService(ScorerServicer):
             lineage=version.lineage,
             version=version.number,
             version_age_s=max(0.0, (self._now_us() - version.created_us) / 1e6),
-            items=[
-                scoring_pb2.ItemScore(item_id=item, probability=probability, logit=logit, rank=rank, echo=used)
-                for item, probability, logit, rank, used in columns
-            ],
             warnings=warnings,
         )
+        told = np.flatnonzero(places <= request.top) if 0 < request.top < len(item_ids) else np.arange(len(item_ids))
+        probabilities, logits = scores.probabilities[told].tolist(), scores.logits[told].tolist()
+        if request.compact:
+            response.probability.extend(probabilities)
+            response.logit.extend(logits)
+            response.rank.extend(places[told].tolist())
+            if kept is not None or len(told) < len(item_ids):
+                response.item.extend((told if kept is None else kept[told]).tolist())
+        else:
+            echoes = echo.encode(bags, self._digest)
+            response.items.extend(
+                scoring_pb2.ItemScore(
+                    item_id=item_ids[place], probability=probability, logit=logit, rank=rank, echo=echoes[place]
+                )
+                for place, probability, logit, rank in zip(
+                    told.tolist(), probabilities, logits, places[told].tolist(), strict=True
+                )
+            )
         return response, version
 
     def _strange(self, names: list[str]) -> list[str]:
@@ -127,19 +150,49 @@ class ScoringService(ScorerServicer):
         raise AssertionError("abort raises")
 
 
-def ranks(probabilities: NDArray[np.float32]) -> NDArray[np.int64]:
+def ranks(worth: NDArray[np.floating]) -> NDArray[np.int64]:
     """1 = highest; ties in the order given. (B,) → (B,)."""
-    order = np.argsort(-probabilities, kind="stable")
+    order = np.argsort(-worth, kind="stable")
     found = np.empty(len(order), np.int64)
     found[order] = np.arange(1, len(order) + 1)
     return found
 
 
-def _slate(request: scoring_pb2.ScoreRequest) -> Slate:
-    """The request as a slate. Raises BadEvent naming what to change."""
+def _item_ids(request: scoring_pb2.ScoreRequest) -> list[str]:
+    """Its items, checked. Raises BadEvent naming what to change."""
     if len(request.item_id) > events.MAX_ITEMS:  # before anything is copied
         raise BadEvent("too_many_items", f"{len(request.item_id):,} items, at most {events.MAX_ITEMS:,} a slate")
     item_ids = list(request.item_id)
     events.check_items(item_ids)
+    return item_ids
+
+
+def _bids(request: scoring_pb2.ScoreRequest) -> NDArray[np.float64] | None:
+    """(B,), what each item pays; None where the probability ranks. Raises RequestError."""
+    if request.objective == scoring_pb2.CTR:
+        return None
+    if request.objective != scoring_pb2.CTR_TIMES_BID:
+        raise RequestError(f"objective {request.objective} is not known here: CTR (0) or CTR_TIMES_BID (1)")
+    found = np.array(request.bid, np.float64)                                               # (B,)
+    if len(found) != len(request.item_id):
+        raise RequestError(f"bid: {len(found)} entries for {len(request.item_id)} items; CTR_TIMES_BID needs one each")
+    if not (np.isfinite(found) & (found >= 0)).all():
+        raise RequestError("bid: finite numbers from 0 on")
+    return found
+
+
+def _kept(item_ids: list[str], exclude: Iterable[str]) -> NDArray[np.intp] | None:
+    """Places of the items that are to be scored; None = all. Raises RequestError where there is none."""
+    out = set(exclude)
+    if out.isdisjoint(item_ids):
+        return None
+    found = np.flatnonzero([item not in out for item in item_ids])
+    if not len(found):
+        raise RequestError("exclude: names every item, so there is nothing to score")
+    return found
+
+
+def _slate(request: scoring_pb2.ScoreRequest, item_ids: list[str]) -> Slate:
+    """The request as a slate. Raises BadEvent."""
     context = {name: column[0] for name, column in events.columns_from_proto(request.context, 1).items()}
     return Slate(item_ids, context, events.columns_from_proto(request.items, len(item_ids)))

@@ -26,10 +26,12 @@ ONLY_IN = {
     "mode": ["stream_trainer/faust_driver.py"],
     "aiokafka": ["stream_trainer/faust_driver.py", "stream_trainer/again.py"],
     "kafka": ["ops/", "scorer/"],
-    "rocksdict": ["stream_trainer/store.py", "scorer/reader.py"],  # the one that writes, the one that reads
-    "grpc": ["scorer/client.py", "scorer/server.py", "scorer/service.py", "schemas/proto/"],
-    "grpc_health": ["scorer/client.py", "scorer/server.py"],
-    "grpc_reflection": ["scorer/server.py"],
+    # The one that writes, the one that reads, and the one that writes what came from another machine's.
+    "rocksdict": ["stream_trainer/store.py", "scorer/reader.py", "scorer/replica.py"],
+    "grpc": ["scorer/client.py", "scorer/worker.py", "scorer/service.py", "schemas/proto/",
+             "ops/bench/score_child.py"],
+    "grpc_health": ["scorer/client.py", "scorer/worker.py"],
+    "grpc_reflection": ["scorer/worker.py"],
     "typer": ["ops/"],
     "rich": ["ops/"],
     "honcho": ["ops/run.py"],

@@ -1,5 +1,6 @@
 from schemas.proto import events_pb2 as _events_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
@@ -7,22 +8,53 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class Objective(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    CTR: _ClassVar[Objective]
+    CTR_TIMES_BID: _ClassVar[Objective]
+CTR: Objective
+CTR_TIMES_BID: Objective
+
 class ScoreRequest(_message.Message):
-    __slots__ = ("model", "request_id", "context", "item_id", "items")
+    __slots__ = ("model", "request_id", "context", "item_id", "items", "ready_context", "ready_items", "compact", "objective", "bid", "exclude", "top")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     CONTEXT_FIELD_NUMBER: _ClassVar[int]
     ITEM_ID_FIELD_NUMBER: _ClassVar[int]
     ITEMS_FIELD_NUMBER: _ClassVar[int]
+    READY_CONTEXT_FIELD_NUMBER: _ClassVar[int]
+    READY_ITEMS_FIELD_NUMBER: _ClassVar[int]
+    COMPACT_FIELD_NUMBER: _ClassVar[int]
+    OBJECTIVE_FIELD_NUMBER: _ClassVar[int]
+    BID_FIELD_NUMBER: _ClassVar[int]
+    EXCLUDE_FIELD_NUMBER: _ClassVar[int]
+    TOP_FIELD_NUMBER: _ClassVar[int]
     model: str
     request_id: str
     context: _containers.RepeatedCompositeFieldContainer[_events_pb2.Column]
     item_id: _containers.RepeatedScalarFieldContainer[str]
     items: _containers.RepeatedCompositeFieldContainer[_events_pb2.Column]
-    def __init__(self, model: _Optional[str] = ..., request_id: _Optional[str] = ..., context: _Optional[_Iterable[_Union[_events_pb2.Column, _Mapping]]] = ..., item_id: _Optional[_Iterable[str]] = ..., items: _Optional[_Iterable[_Union[_events_pb2.Column, _Mapping]]] = ...) -> None: ...
+    ready_context: ReadyIds
+    ready_items: ReadyIds
+    compact: bool
+    objective: Objective
+    bid: _containers.RepeatedScalarFieldContainer[float]
+    exclude: _containers.RepeatedScalarFieldContainer[str]
+    top: int
+    def __init__(self, model: _Optional[str] = ..., request_id: _Optional[str] = ..., context: _Optional[_Iterable[_Union[_events_pb2.Column, _Mapping]]] = ..., item_id: _Optional[_Iterable[str]] = ..., items: _Optional[_Iterable[_Union[_events_pb2.Column, _Mapping]]] = ..., ready_context: _Optional[_Union[ReadyIds, _Mapping]] = ..., ready_items: _Optional[_Union[ReadyIds, _Mapping]] = ..., compact: _Optional[bool] = ..., objective: _Optional[_Union[Objective, str]] = ..., bid: _Optional[_Iterable[float]] = ..., exclude: _Optional[_Iterable[str]] = ..., top: _Optional[int] = ...) -> None: ...
+
+class ReadyIds(_message.Message):
+    __slots__ = ("field", "ids", "values")
+    FIELD_FIELD_NUMBER: _ClassVar[int]
+    IDS_FIELD_NUMBER: _ClassVar[int]
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    field: _containers.RepeatedScalarFieldContainer[int]
+    ids: bytes
+    values: bytes
+    def __init__(self, field: _Optional[_Iterable[int]] = ..., ids: _Optional[bytes] = ..., values: _Optional[bytes] = ...) -> None: ...
 
 class ScoreResponse(_message.Message):
-    __slots__ = ("request_id", "model", "lineage", "version", "version_age_s", "items", "warnings")
+    __slots__ = ("request_id", "model", "lineage", "version", "version_age_s", "items", "warnings", "probability", "logit", "rank", "item")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     LINEAGE_FIELD_NUMBER: _ClassVar[int]
@@ -30,6 +62,10 @@ class ScoreResponse(_message.Message):
     VERSION_AGE_S_FIELD_NUMBER: _ClassVar[int]
     ITEMS_FIELD_NUMBER: _ClassVar[int]
     WARNINGS_FIELD_NUMBER: _ClassVar[int]
+    PROBABILITY_FIELD_NUMBER: _ClassVar[int]
+    LOGIT_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    ITEM_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     model: str
     lineage: str
@@ -37,7 +73,11 @@ class ScoreResponse(_message.Message):
     version_age_s: float
     items: _containers.RepeatedCompositeFieldContainer[ItemScore]
     warnings: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., lineage: _Optional[str] = ..., version: _Optional[int] = ..., version_age_s: _Optional[float] = ..., items: _Optional[_Iterable[_Union[ItemScore, _Mapping]]] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
+    probability: _containers.RepeatedScalarFieldContainer[float]
+    logit: _containers.RepeatedScalarFieldContainer[float]
+    rank: _containers.RepeatedScalarFieldContainer[int]
+    item: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., lineage: _Optional[str] = ..., version: _Optional[int] = ..., version_age_s: _Optional[float] = ..., items: _Optional[_Iterable[_Union[ItemScore, _Mapping]]] = ..., warnings: _Optional[_Iterable[str]] = ..., probability: _Optional[_Iterable[float]] = ..., logit: _Optional[_Iterable[float]] = ..., rank: _Optional[_Iterable[int]] = ..., item: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class ItemScore(_message.Message):
     __slots__ = ("item_id", "probability", "logit", "rank", "echo")

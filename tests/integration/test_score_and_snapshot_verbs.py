@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from schemas.fields import load
-from scorer.server import ScorerServer
+from tests.kit.scorer import ScorerServer
 from tests.scorer.lineage import Lineage, RocksWriter, small, spoilt
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -20,11 +20,11 @@ from scorer.engine import Blueprint
 from scorer.follower import Follower
 from scorer.metrics import Metrics
 from scorer.reader import SnapshotReader
-from scorer.server import ScorerServer
 from stream_trainer.learner import Learner
 from stream_trainer.progressive import Progressive
 from stream_trainer.publisher import Publisher
 from stream_trainer.store import SnapshotStore
+from tests.kit.scorer import ScorerServer
 from tests.scorer.lineage import small
 
 SCHEMA = load("appstore")

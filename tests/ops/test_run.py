@@ -13,8 +13,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+from honcho.environ import parse_procfile
 
 from ops.ports import free_port, is_open
+from ops.run import PROCFILE, chosen
+from schemas.config import Source, build
 from tests.conftest import needs_own_broker
 
 pytestmark = pytest.mark.integration
@@ -156,3 +159,11 @@ def test_a_taken_port_stops_the_start_and_is_named(tmp_path, start):
     for wanted in (f"127.0.0.1:{port}", f"pid {os.getpid()}", "kafka.bootstrap", "FRESHET_KAFKA"):
         assert wanted in told
     assert "started" not in told
+
+
+def test_versions_are_sent_to_kafka_only_where_the_settings_say_so():
+    """Of the Procfile's lines: no `updates` by default, no broker where there is one; the rest in their order."""
+    lines = parse_procfile(PROCFILE.read_text()).processes
+    plain, sends = build()[0], build(Source("test", {"snapshot.updates": True}))[0]
+    assert list(chosen(lines, plain, True, [])) == ["broker", "joiner", "trainer", "scorer", "appstore"]
+    assert list(chosen(lines, sends, False, ["appstore"])) == ["joiner", "trainer", "updates", "scorer"]

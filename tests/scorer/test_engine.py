@@ -90,8 +90,11 @@ def test_a_version_of_another_model_is_refused_naming_both_sides(theirs):
         engine.score(some_bags())
 
 
-def test_no_answer_is_made_of_two_versions():
-    """While versions land as fast as they can, every answer of four threads equals its own version's truth."""
+@pytest.mark.parametrize("gently", [False, True])
+def test_no_answer_is_made_of_two_versions(gently, monkeypatch):
+    """While versions land as fast as they can, every answer of four threads equals its own version's truth: also where
+    their rows are written a few at a time."""
+    monkeypatch.setattr("scorer.engine.PIECE_ROWS", 16)
     lineage = Lineage(small(), SCHEMA)
     parts = [published(lineage, rows=300) for _ in range(60)]
     engine = load_engine(Blueprint(small(), SCHEMA), clock, parts[:1])
@@ -106,7 +109,7 @@ def test_no_answer_is_made_of_two_versions():
     for thread in threads:
         thread.start()
     for manifest, content in parts[1:]:
-        engine.apply(manifest, content)
+        engine.apply(manifest, content, gently)
     stop.set()
     for thread in threads:
         thread.join()

@@ -8,9 +8,11 @@ import pytest
 import structlog
 
 from schemas.fields import load
-from scorer.engine import Blueprint, Version
+from schemas.snapshot import Manifest, Unpacked
+from scorer.engine import Blueprint
 from scorer.follower import Follower
 from scorer.metrics import Metrics
+from scorer.version import Version
 from tests.scorer.lineage import Lineage, MemorySource, small, spoilt
 from tests.scorer.test_engine import some_bags
 
@@ -26,17 +28,18 @@ class Followed:
         self.source = MemorySource()
         self.metrics = Metrics()
         self.told: list[tuple[int, Sequence[Any]]] = []
-        self.ready = 0
+        self.changed: list[tuple[int, bool]] = []
         self.clock_us = 1
         self.follower = Follower(
-            self.source, Blueprint(small(), SCHEMA), 0.001, self.metrics, lambda: self.clock_us, self._applied, self._is_ready
+            self.source, Blueprint(small(), SCHEMA), 0.001, self.metrics, lambda: self.clock_us, self._changed, self._applied
         )
 
     def _applied(self, version: Version, traces: Sequence[Any]) -> None:
         self.told.append((version.number, [trace["click_us"] for trace in traces]))
 
-    def _is_ready(self) -> None:
-        self.ready += 1
+    def _changed(self, manifest: Manifest, content: Unpacked, whole: bool) -> None:
+        assert sum(len(rows) for rows, _ in content.rows) == manifest.rows
+        self.changed.append((manifest.number, whole))
 
     def publish(self, times: int = 1) -> None:
         for _ in range(times):
@@ -60,10 +63,10 @@ def followed():
 def test_every_version_in_between_is_applied_in_order(followed):
     """Three versions at once come in one by one, each only once, with their traces."""
     assert not followed.follower.step()
-    assert (followed.serving(), followed.ready) == (None, 0)
+    assert (followed.serving(), followed.changed) == (None, [])
     followed.publish()
     assert followed.follower.step()
-    assert (followed.serving(), followed.ready) == (1, 1)
+    assert (followed.serving(), followed.changed) == (1, [(1, True)])
     followed.publish(3)
     followed.source.reads.clear()
     assert followed.follower.step()
@@ -71,7 +74,7 @@ def test_every_version_in_between_is_applied_in_order(followed):
     assert followed.serving() == 4
     assert followed.source.reads == [2, 3, 4]
     assert followed.told == [(2, [2]), (3, [3]), (4, [4])]
-    assert followed.ready == 1
+    assert followed.changed == [(1, True), (2, False), (3, False), (4, False)]
 
 
 def test_a_start_reads_one_rotation_only(followed):
@@ -94,7 +97,7 @@ def test_a_gap_is_loaded_afresh(followed):
     assert followed.serving() == 10
     assert followed.told == [(10, [7, 8, 9, 10])]
     assert followed.metrics.totals()["loads"] == 2
-    assert followed.ready == 1
+    assert followed.changed == [(2, True), (10, True)]
 
 
 def test_falling_far_behind_is_loaded_afresh(followed):
@@ -140,7 +143,7 @@ def test_a_start_on_a_broken_newest_version_serves_the_one_before(followed, cut)
     else:
         followed.source.write([*pairs[:-1], (pairs[-1][0], pairs[-1][1] + b"x")])
     followed.follower.step()
-    assert (followed.serving(), followed.ready) == (7, 1)
+    assert (followed.serving(), followed.changed) == (7, [(7, True)])
     followed.publish(3)
     followed.follower.step()
     assert followed.serving() == 7

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,14 +15,15 @@ from schemas.bags import Bags
 from schemas.errors import RequestError
 from schemas.fields import Encoder, ReadyId, Slate, load
 from schemas.proto.events_pb2 import Column
-from schemas.proto.scoring_pb2 import ScoreRequest
+from schemas.proto.scoring_pb2 import CTR_TIMES_BID, ReadyIds, ScoreRequest
 from schemas.proto.scoring_pb2_grpc import ScorerStub, add_ScorerServicer_to_server
 from schemas.snapshot import unpack
-from scorer.client import ScorerClient, ScorerUnavailable
-from scorer.engine import Blueprint, Engine, Scores, Version
+from scorer.client import ScorerClient, ScorerUnavailable, column
+from scorer.engine import Blueprint, Engine, Scores
 from scorer.engine import load as load_engine
 from scorer.metrics import Metrics
 from scorer.service import ScoringService, ranks
+from scorer.version import Version
 from tests.scorer.lineage import Lineage, small
 
 SCHEMA = load("appstore")
@@ -120,6 +122,84 @@ def test_the_same_features_in_any_form_are_the_same_scores(service):
     assert logits({"category": "food", "price": 3}) != expected
 
 
+def ready(request: ScoreRequest, bags: Bags) -> ScoreRequest:
+    """The same slate with the ids of `bags`, one a field."""
+    ids = bags.ids.reshape(len(bags), -1)
+    for side, rows, into in (("context", ids[:1], request.ready_context), ("item", ids, request.ready_items)):
+        places = [place for place, spec in enumerate(SCHEMA.fields) if spec.side == side]
+        into.field.extend(SCHEMA.numbers[place] for place in places)
+        into.ids = np.ascontiguousarray(rows[:, places]).tobytes()
+    return request
+
+
+def test_ready_ids_in_one_piece_are_the_same_scores(service):
+    """Ids of an echo, sent back as one block, with and without the answer in columns; a field left out counts as missing,
+    but the items' ids are known."""
+    ids = [f"app{n}" for n in range(7)]
+    items = [{"id": name, "features": {"category": f"c{name}", "price": len(name)}} for name in ids]
+    scored = service.client.score({"user": "u1", "hour": 10}, items)
+    bags = echo.to_bags([item.echo for item in scored.items], SCHEMA)
+    assert bags is not None
+    request = ready(ScoreRequest(item_id=ids), bags)
+    answer = service.stub.Score(request)
+    assert [item.logit for item in answer.items] == [item.logit for item in scored.items]
+    one_each = Bags(bags.fields, bags.ids, bags.values, None)
+    assert [item.echo for item in answer.items] == echo.encode(one_each, SCHEMA.digest)
+    request.compact = True
+    answer = service.stub.Score(request)
+    assert (list(answer.logit), list(answer.rank)) == ([i.logit for i in scored.items], [i.rank for i in scored.items])
+    assert (list(answer.probability), len(answer.items)) == ([i.probability for i in scored.items], 0)
+    without = service.stub.Score(ScoreRequest(item_id=["a"], compact=True, ready_items=ReadyIds()))
+    nothing = service.client.score({}, [{"id": "a"}])
+    assert list(without.logit) == [item.logit for item in nothing.items]
+
+
+def test_a_bid_ranks_by_what_is_expected_to_be_paid(service):
+    """Probability times bid; the probabilities themselves stay. Bids are not looked at where the probability ranks."""
+    bids = [0.1, 0.0, 3.0]
+    items = [item | {"bid": bid} for item, bid in zip(ITEMS, bids, strict=True)]
+    plain = service.client.score(CONTEXT, items)
+    paid = service.client.score(CONTEXT, items, objective="ctr_times_bid")
+    worth = [-item.probability * bid for item, bid in zip(plain.items, bids, strict=True)]
+    assert [item.rank for item in paid.items] == [sorted(worth).index(one) + 1 for one in worth]
+    assert [item.probability for item in paid.items] == [item.probability for item in plain.items]
+    assert [item.rank for item in service.client.score(CONTEXT, ITEMS).items] == [item.rank for item in plain.items]
+
+
+def test_items_left_out_and_the_best_alone(service):
+    """An excluded item is neither scored nor ranked; of the others only the best are told, with the scores they have anyway."""
+    items = [{"id": f"app{n}", "features": {"category": f"c{n}"}} for n in range(20)]
+    every = {item.item_id: item for item in service.client.score(CONTEXT, items).items}
+    best = service.client.score(CONTEXT, items, exclude=["app3", "app19", "nobody"], top=5)
+    left = sorted((item for name, item in every.items() if name not in ("app3", "app19")), key=lambda item: item.rank)[:5]
+    assert [item.item_id for item in best.ranked()] == [item.item_id for item in left]
+    assert [item.rank for item in best.ranked()] == [1, 2, 3, 4, 5]
+    assert {(item.item_id, item.logit, item.echo) for item in best.items} == {(i.item_id, i.logit, i.echo) for i in left}
+    compact = service.stub.Score(ScoreRequest(
+        item_id=[f"app{n}" for n in range(20)], context=[column(name, [value]) for name, value in CONTEXT.items()],
+        items=[column("category", [f"c{n}" for n in range(20)])], exclude=["app3", "app19"], top=5, compact=True,
+    ))
+    assert [f"app{place}" for place in compact.item] == [item.item_id for item in best.items]
+    assert list(compact.logit) == [item.logit for item in best.items]
+
+
+def test_a_request_whose_time_is_over_is_not_computed(service):
+    """It waited behind others for longer than its client does: nobody would read the answer."""
+    slow, asked = SlowEngine(service.engine), service.metrics.totals()["items_scored"]
+    service.engine = slow
+    with grpc.insecure_channel(service.client.target) as channel:
+        calls = [ScorerStub(channel).Score.future(request(), timeout=0.2) for _ in range(6)]
+        with pytest.raises(grpc.RpcError):
+            calls[-1].result()
+        slow.go_on.set()
+        for call in calls:
+            assert call.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    service.engine = slow.behind
+    service.stub.Score(request())
+    assert slow.calls <= 2  # there are two threads
+    assert service.metrics.totals()["items_scored"] == asked + 2 * (1 + slow.calls)
+
+
 def test_position_is_scored_at_its_served_value(service):
     """A training-only field that a client sends changes nothing."""
     without = service.client.score(CONTEXT, ITEMS)
@@ -166,6 +246,10 @@ def request(**changes) -> ScoreRequest:
     return ScoreRequest(**whole | changes)
 
 
+def block(**values) -> ScoreRequest:
+    return ScoreRequest(item_id=["a", "b"], ready_items=ReadyIds(**values))
+
+
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 BAD = {
     "no items": (request(item_id=[], items=[]), INVALID, "at least one item"),
@@ -200,6 +284,15 @@ BAD = {
     "text and numbers": (
         request(items=[Column(field="price", numbers=[1, 2], strings=["1", "2"])]), INVALID, "one of strings, numbers"
     ),
+    "ready ids and columns": (request(ready_items=ReadyIds()), INVALID, "not both"),
+    "ready ids cut": (block(field=[30], ids=b"12345678"), INVALID, "8 bytes of ids for 1 fields and 2 entries"),
+    "a ready field twice": (block(field=[30, 30], ids=bytes(32)), INVALID, "ready_items: each field once"),
+    "a ready NaN": (block(field=[30], ids=bytes(16), values=np.full(2, np.nan, "<f4").tobytes()), INVALID, "finite"),
+    "an unknown ready field": (block(field=[9999], ids=bytes(16)), None, ""),
+    "no bids": (request(objective=CTR_TIMES_BID), INVALID, "0 entries for 2 items"),
+    "a negative bid": (request(objective=CTR_TIMES_BID, bid=[1, -1]), INVALID, "bid: finite numbers from 0 on"),
+    "an unknown objective": (request(objective=7), INVALID, "objective 7 is not known"),
+    "all excluded": (request(exclude=["b", "a"]), INVALID, "nothing to score"),
     "two contexts": (request(context=[Column(field="user", strings=["u1", "u2"])]), INVALID, "2 values for 1 entries"),
     "another model": (request(model="other"), grpc.StatusCode.NOT_FOUND, "this scorer has 'appstore'"),
     "the model's name": (request(model="appstore"), None, ""),
@@ -228,6 +321,20 @@ def test_before_the_first_version_it_is_unavailable(service):
     service.engine = None
     with pytest.raises(ScorerUnavailable, match="UNAVAILABLE: no version of 'appstore' is loaded yet"):
         service.client.score(CONTEXT, ITEMS)
+
+
+class SlowEngine(Engine):
+    """Answers once it may."""
+
+    def __init__(self, behind: Engine) -> None:
+        self.behind = behind
+        self.calls = 0
+        self.go_on = threading.Event()
+
+    def score(self, bags: Bags) -> Scores:
+        self.calls += 1
+        self.go_on.wait(10)
+        return self.behind.score(bags)
 
 
 class BrokenEngine(Engine):

@@ -1,0 +1,416 @@
+"""The scorer beside a plain grpcio server with the same model, in turns in one run: speed, reloads, cold start, memory.
+
+DeepFM of 39 fields (20 of the context), 10 factors, 400-400-400, 2^20 rows that were all touched; values by Zipf's law. Server
+and load generator share the machine, as the bars say.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import psutil
+
+from ops.ports import free_port
+from ops.processes import tied
+from ops.settings import Loaded
+from schemas import fields, journal
+from schemas.config import ModelConfig, Settings, Source, build, value_of, variable_name
+from schemas.errors import FreshetError
+from schemas.fields import FieldSchema
+from schemas.hashing import hash_value
+from schemas.models import build as build_model
+from schemas.proto import events_pb2, scoring_pb2
+from schemas.snapshot import Manifest, encode_rows, encode_tensors, model_identity
+from scorer.client import ScorerClient
+from stream_trainer.store import SnapshotStore
+
+FIELDS, CONTEXT = 39, 20
+ZIPF = 1.1                   # how often the values of a field come, as in real traffic
+BODIES = 64                  # different slates, sent in turns
+CONNECTIONS = 32             # the kernel spreads connections, not requests: of 8, two came to one worker and six to the other
+IN_FLIGHT = 32               # at saturation
+WARM_S = 0.5
+VERSION_EVERY_S = 0.5
+COLD_BITS = 22
+CALL = "/freshet.scoring.v1.Scorer/Score"
+MODEL: Mapping[str, Any] = {
+    "model.name": "bench", "model.architecture": "deepfm", "model.factors": 10, "model.hidden": (400, 400, 400),
+    "model.statistics": False, "model.bits": 20,
+}
+
+# What is asked of the figures: name → (key, whether more is better, the bar).
+BARS: Sequence[tuple[str, str, bool, float]] = (
+    ("requests/s of a plain grpcio server, slates of 100", "of_plain", True, 2.7),
+    ("p99 ms at half of saturation", "p99_ms", False, 3.0),
+    ("p50 ms of slates of 1,000", "p50_ms_1000", False, 4.0),
+    ("with strings, of the requests/s with ready ids", "strings_of_ready", True, 0.5),
+    ("p99 ms above idle, versions of 20,000 rows", "reload_p99_above_ms", False, 0.5),
+    ("worst ms of idle's worst, the same", "reload_worst_of_idle", False, 2.0),
+    ("throughput of idle's, the same", "reload_throughput", True, 0.95),
+    ("p99 ms above idle, versions of 100,000 rows", "reload_100k_p99_above_ms", False, 2.0),
+    ("publish to served ms, 10,000 rows, p99", "publish_to_served_p99_ms", False, 100.0),
+    ("cold start s, 2^22 rows", "cold_start_s", False, 3.0),
+    ("MB of a worker beyond its table", "worker_mb_beyond_table", False, 300.0),
+)
+
+Say = Callable[[str], None]
+
+
+class BenchFailed(FreshetError):
+    """A process of the bench ended, or answered wrong."""
+
+
+def compare(loaded: Loaded, rounds: int, seconds: float, seed: int, say: Say) -> dict[str, Any]:
+    """All figures; medians over the rounds. seconds: of each measured load."""
+    with TemporaryDirectory(prefix="freshet-bench-") as directory, ExitStack() as stack:
+        schema = _schema(Path(directory))
+        settings = _settings(Path(directory) / "var", schema, free_port(), loaded, MODEL)
+        trainer = Writer(settings, seed)
+        stack.callback(trainer.close)
+        trainer.publish(None)
+        say(f"a store of 2^{settings.model.bits} rows is written")
+        bodies = {kind: _bodies(Path(directory), fields.load(schema), kind, seed) for kind in ("100", "1000", "strings")}
+        plain_port = free_port()
+        plain = stack.enter_context(_plain(settings, schema, plain_port))
+        scorer = stack.enter_context(_scorer(settings))
+        load = stack.enter_context(_Load())
+        figures: dict[str, list[float]] = {}
+        say("both servers answer")
+
+        agree = _difference(plain_port, settings.score.port, bodies["100"])
+        for turn in range(rounds):
+            servers = {plain_port: [plain], settings.score.port: [scorer, *scorer.children()]}
+            for name, value in _round(load, trainer, servers, bodies, seconds, seed + turn).items():
+                figures.setdefault(name, []).append(value)
+            say(f"round {turn + 1} of {rounds} is over")
+        served = _publish_to_served(load, trainer, settings, bodies["100"], seconds, seed)
+        table_mb = (1 << settings.model.bits) * (1 + settings.model.factors) * 4 / 1e6
+        pss = [process.memory_full_info().pss / 1e6 for process in _workers(scorer)]
+        found: dict[str, Any] = {name: statistics.median(values) for name, values in figures.items()}
+        found |= served | {
+            "rounds": rounds, "largest_difference_to_fp32": agree, "worker_pss_mb": max(pss), "table_mb": table_mb,
+            "worker_mb_beyond_table": max(pss) - table_mb, "workers": len(pss), "precision": settings.score.precision,
+            "failed_requests": load.failed, "each_round": figures, "cores": os.cpu_count(), "load_average": os.getloadavg()[0],
+        }
+    say(f"cold start with 2^{COLD_BITS} rows")
+    found["cold_start_s"] = _cold_start(loaded, seed)
+    found["mlserver_requests_per_s"] = None
+    found["bars"] = [
+        {"what": what, "asked": bar, "seen": found[key], "held": found[key] >= bar if more else found[key] <= bar}
+        for what, key, more, bar in BARS
+    ]
+    return found
+
+
+def table(found: Mapping[str, Any]) -> str:
+    """For a person."""
+    cpu = (
+        f"of a core per request: {found['cpu_ms_per_request']:.2f} ms, plain grpcio {found['plain_cpu_ms_per_request']:.2f}, "
+        f"load generator {found['load_generator_cpu_ms_per_request']:.2f}; load average {found['load_average']:.1f}, "
+        f"{found['failed_requests']:,} requests refused"
+    )
+    head = (
+        f"{found['requests_per_s']:,.0f} requests/s of 100 items with {found['workers']} workers, plain grpcio "
+        f"{found['plain_grpcio_requests_per_s']:,.0f}; at half of that p50 {found['p50_ms']:.2f}, p99 {found['p99_ms']:.2f} ms"
+    )
+    return "\n".join([head, cpu, *(
+        f"{bar['seen']:>9.2f}  asked {bar['asked']:>6.2f}  {'ok  ' if bar['held'] else 'MISS'}  {bar['what']}"
+        for bar in found["bars"]
+    )])
+
+
+def missed(found: Mapping[str, Any]) -> str:
+    """Which bars do not hold; empty = all do."""
+    return "; ".join(f"{bar['what']}: {bar['seen']:.2f}, asked {bar['asked']}" for bar in found["bars"] if not bar["held"])
+
+
+def _round(
+    load: _Load, trainer: Writer, servers: Mapping[int, Sequence[psutil.Process]], bodies: Mapping[str, Path], seconds: float,
+    seed: int,
+) -> dict[str, float]:
+    """Everything once, one after the other. servers: port → its processes, the plain one's first."""
+    plain_port, port = servers
+    plain, plain_cpu_ms = _with_cpu(servers[plain_port], lambda: load.run(plain_port, bodies["100"], seconds, seed))
+    ours, cpu_ms = _with_cpu(servers[port], lambda: load.run(port, bodies["100"], seconds, seed))
+    strings = load.run(port, bodies["strings"], seconds, seed)
+    rate = ours["requests_per_s"] / 2
+    idle = load.run(port, bodies["100"], seconds, seed, rate)
+    large = load.run(port, bodies["1000"], seconds, seed, 30.0)
+    with trainer.publishing(20_000):
+        reload = load.run(port, bodies["100"], seconds, seed, rate)
+        saturated = load.run(port, bodies["100"], seconds, seed)
+    again = load.run(port, bodies["100"], seconds, seed)
+    with trainer.publishing(100_000):
+        reload_100k = load.run(port, bodies["100"], seconds, seed, rate)
+    plain_idle = load.run(plain_port, bodies["100"], seconds, seed, plain["requests_per_s"] / 2)
+    return {
+        "requests_per_s": ours["requests_per_s"], "plain_grpcio_requests_per_s": plain["requests_per_s"],
+        "of_plain": ours["requests_per_s"] / plain["requests_per_s"],
+        "p50_ms": idle["p50_ms"], "p99_ms": idle["p99_ms"], "worst_ms": idle["worst_ms"],
+        "plain_p50_ms": plain_idle["p50_ms"], "plain_p99_ms": plain_idle["p99_ms"],
+        "p50_ms_1000": large["p50_ms"], "p99_ms_1000": large["p99_ms"],
+        "strings_requests_per_s": strings["requests_per_s"],
+        "strings_of_ready": strings["requests_per_s"] / ours["requests_per_s"],
+        "reload_p99_ms": reload["p99_ms"], "reload_p99_above_ms": reload["p99_ms"] - idle["p99_ms"],
+        "reload_worst_of_idle": reload["worst_ms"] / idle["worst_ms"],
+        "reload_throughput": saturated["requests_per_s"] / statistics.mean((ours["requests_per_s"], again["requests_per_s"])),
+        "reload_100k_p99_ms": reload_100k["p99_ms"], "reload_100k_p99_above_ms": reload_100k["p99_ms"] - idle["p99_ms"],
+        "cpu_ms_per_request": cpu_ms, "plain_cpu_ms_per_request": plain_cpu_ms,
+        "load_generator_cpu_ms_per_request": 1e3 * ours["cpu_s"] / ours["all_requests"],
+    }
+
+
+def _with_cpu(processes: Sequence[psutil.Process], run: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], float]:
+    """What a load found, and the milliseconds of a core that each of its requests took in these processes, warm-up counted:
+    on a machine that others use too it says more than requests per second."""
+    def spent_s() -> float:
+        return sum(sum(process.cpu_times()[:2]) for process in processes)
+
+    before = spent_s()
+    found = run()
+    return found, 1e3 * (spent_s() - before) / max(1, found["all_requests"])
+
+
+# --- what is served ---
+
+
+def _schema(directory: Path) -> str:
+    lines = ['name = "bench"']
+    for place in range(FIELDS):
+        side = "context" if place < CONTEXT else "item"
+        lines += ["[[field]]", f'name = "f{place}"', f"number = {place + 1}", 'kind = "categorical"', f'side = "{side}"']
+    file = directory / "bench.toml"
+    file.write_text("\n".join(lines))
+    return str(file)
+
+
+def _settings(var: Path, schema: str, port: int, loaded: Loaded, model: Mapping[str, Any]) -> Settings:
+    values = {f"score.{key}": getattr(loaded.settings.score, key) for key in ("workers", "threads", "precision", "poll_s")}
+    return build(Source("bench", {"var": var, **model, **values, "model.schema": schema, "score.port": port}))[0]
+
+
+class Writer:
+    """In the trainer's place: publishes rows at random, all of them at first."""
+
+    def __init__(self, settings: Settings, seed: int) -> None:
+        self._config: ModelConfig = settings.model
+        self._schema: FieldSchema = fields.load(settings.model.schema)
+        self._random = np.random.default_rng(seed)
+        self._net = build_model(self._config, len(self._schema.fields)).eval()
+        self._store = SnapshotStore(settings.store_dir)
+        self._rows = 1 << self._config.bits
+        self.number = 0
+
+    def publish(self, rows: int | None) -> None:
+        """A version with so many rows, None = all; with a trace, so that what it waited for is written down."""
+        now_us = time.time_ns() // 1000
+        chosen = np.arange(self._rows) if rows is None else np.sort(self._random.choice(self._rows, rows, replace=False))
+        floats = self._random.normal(0, 0.1, (len(chosen), self._net.row_width)).astype(np.float32)
+        dense = {name: tensor.numpy() for name, tensor in self._net.state_dict().items()}
+        parent, self.number = self.number or None, self.number + 1
+        manifest = Manifest(
+            kind="version", lineage="b" * 32, number=self.number, parent=parent, rotation=64, share=self.number % 64,
+            model=model_identity(self._config, self._net.row_width), fields=self._schema.identity, chunks=(),
+            rows=len(chosen), width=self._net.row_width, created_us=time.time_ns() // 1000, examples_learnt=self.number,
+            batches_learnt=self.number, traces=({"click_us": now_us},),
+        )
+        self._store.write_version(manifest, (*encode_rows(chosen, floats), *encode_tensors(dense)))
+
+    @contextmanager
+    def publishing(self, rows: int) -> Iterator[None]:
+        """A version every half second meanwhile."""
+        done = threading.Event()
+
+        def go_on() -> None:
+            while not done.wait(VERSION_EVERY_S):
+                self.publish(rows)
+
+        thread = threading.Thread(target=go_on)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
+    def close(self) -> None:
+        """Let go of the store."""
+        self._store.close()
+
+
+def _bodies(directory: Path, schema: FieldSchema, kind: str, seed: int) -> Path:
+    """Requests as bytes in one file: ready ids answered in columns, or strings answered with echoes."""
+    random = np.random.default_rng(seed)
+    items = 1000 if kind == "1000" else 100
+    names = [f"app{place}" for place in range(items)]
+    numbers = list(schema.numbers)
+    made = []
+    for _ in range(BODIES):
+        words = random.zipf(ZIPF, (items, FIELDS)) % 1_000_000
+        words[:, :CONTEXT] = words[:1, :CONTEXT]
+        if kind == "strings":
+            column = [[f"v{word:07d}" for word in words[:, place]] for place in range(FIELDS)]
+            request = scoring_pb2.ScoreRequest(
+                item_id=names,
+                context=[events_pb2.Column(field=f"f{place}", strings=column[place][:1]) for place in range(CONTEXT)],
+                items=[events_pb2.Column(field=f"f{place}", strings=column[place]) for place in range(CONTEXT, FIELDS)],
+            )
+        else:
+            salt = np.array([hash_value(number, b"v") for number in numbers], np.uint64)
+            ids = (words.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15) ^ salt                  # (B, F)
+            request = scoring_pb2.ScoreRequest(item_id=names, compact=True)
+            request.ready_context.field.extend(numbers[:CONTEXT])
+            request.ready_context.ids = ids[0, :CONTEXT].tobytes()
+            request.ready_items.field.extend(numbers[CONTEXT:])
+            request.ready_items.ids = np.ascontiguousarray(ids[:, CONTEXT:]).tobytes()
+        made.append(np.frombuffer(request.SerializeToString(), np.uint8))
+    file = directory / f"{kind}.npz"
+    np.savez(file, data=np.concatenate(made), sizes=np.array([len(one) for one in made]))
+    return file
+
+
+# --- the processes ---
+
+
+class _Load:
+    """The load generator, in a process of its own. failed: requests that were refused, as a scorer does beyond
+    score.in_flight."""
+
+    failed = 0
+
+    def __enter__(self) -> _Load:
+        self._child = subprocess.Popen(
+            [sys.executable, "-m", "ops.bench.score_child", "load"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            preexec_fn=tied(),
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._child.kill()
+        self._child.communicate()
+
+    def run(self, port: int, bodies: Path, seconds: float, seed: int, rate: float | None = None) -> dict[str, Any]:
+        """rate: of calls a second, open loop; None = as many as are answered."""
+        assert self._child.stdin is not None
+        assert self._child.stdout is not None
+        task = {
+            "port": port, "path": CALL, "bodies": str(bodies), "connections": CONNECTIONS, "in_flight": IN_FLIGHT,
+            "seconds": seconds, "warm_s": WARM_S, "rate": rate, "seed": seed,
+        }
+        self._child.stdin.write(json.dumps(task) + "\n")
+        self._child.stdin.flush()
+        found: dict[str, Any] = json.loads(self._child.stdout.readline() or '{"refused": "the load generator ended"}')
+        if "refused" in found or not found["requests"]:
+            raise BenchFailed(f"port {port}: {found.get('refused', 'every request failed')}")
+        self.failed += found["failed"]
+        return found
+
+
+def _environment(settings: Settings) -> dict[str, str]:
+    """This bench's settings alone, one thread for torch."""
+    own = {name: text for name, text in os.environ.items() if not name.startswith("FRESHET_")}
+    given = {
+        "FRESHET_VAR": str(settings.var), "FRESHET_SCORE_PORT": str(settings.score.port),
+        "FRESHET_MODEL_SCHEMA": settings.model.schema, "OMP_NUM_THREADS": "1",
+    }
+    for key in ("workers", "threads", "precision", "poll_s"):
+        given[f"FRESHET_SCORE_{key.upper()}"] = str(getattr(settings.score, key))
+    for key in MODEL:
+        value = value_of(settings, key)
+        given[variable_name(key)] = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return own | given
+
+
+@contextmanager
+def _scorer(settings: Settings) -> Iterator[psutil.Process]:
+    """`freshet scorer`, once it answers."""
+    settings.var.mkdir(parents=True, exist_ok=True)
+    with (settings.var / "scorer.log").open("wb") as log:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "ops.cli", "scorer"], env=_environment(settings), stderr=log, stdin=subprocess.DEVNULL,
+            preexec_fn=tied(),
+        )
+    try:
+        with ScorerClient(f"127.0.0.1:{settings.score.port}") as client:
+            client.wait_ready(60)
+        yield psutil.Process(child.pid)
+    finally:
+        child.terminate()
+        child.wait(30)
+
+
+def _workers(scorer: psutil.Process) -> list[psutil.Process]:
+    return [child for child in scorer.children() if "scorer-worker" in child.cmdline()]
+
+
+@contextmanager
+def _plain(settings: Settings, schema: str, port: int) -> Iterator[psutil.Process]:
+    child = subprocess.Popen(
+        [sys.executable, "-m", "ops.bench.score_child", "plain", str(settings.store_dir), schema, str(port)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, preexec_fn=tied(),
+    )
+    try:
+        assert child.stdout is not None
+        if child.stdout.readline() != "ready\n":
+            raise BenchFailed("the plain server did not start; see above")
+        yield psutil.Process(child.pid)
+    finally:
+        child.kill()
+        child.communicate()
+
+
+# --- what is not a load ---
+
+
+def _difference(plain_port: int, port: int, bodies: Path) -> float:
+    """The largest difference between the probabilities of both servers, over all slates; the plain one computes in float32."""
+    kept = np.load(bodies)
+    answers = []
+    for at in (plain_port, port):
+        with ScorerClient(f"127.0.0.1:{at}") as client:
+            answers.append([
+                probability for one in np.split(kept["data"], np.cumsum(kept["sizes"])[:-1])
+                for probability in client.ask(scoring_pb2.ScoreRequest.FromString(one.tobytes()), 10.0).probability
+            ])
+    return float(np.abs(np.array(answers[0]) - np.array(answers[1])).max())
+
+
+def _publish_to_served(
+    load: _Load, trainer: Writer, settings: Settings, bodies: Path, seconds: float, seed: int
+) -> dict[str, float]:
+    """From the version's making to when every worker has it and has answered from it, at a light load."""
+    file = settings.metrics_dir / "freshness.jsonl"
+    before = len(list(journal.read(file)))
+    with trainer.publishing(10_000):
+        load.run(settings.score.port, bodies, max(seconds, 10.0), seed, 300.0)
+    waited = [(row["served_us"] - row["published_us"]) / 1e3 for row in list(journal.read(file))[before:]]
+    if not waited:
+        raise BenchFailed("no version was served")
+    p50, p99 = (float(np.quantile(waited, share)) for share in (0.5, 0.99))
+    return {"publish_to_served_p50_ms": p50, "publish_to_served_p99_ms": p99}
+
+
+def _cold_start(loaded: Loaded, seed: int) -> float:
+    """From the process's start to the first answer."""
+    with TemporaryDirectory(prefix="freshet-bench-") as directory:
+        model = {**MODEL, "model.bits": COLD_BITS}
+        settings = _settings(Path(directory) / "var", _schema(Path(directory)), free_port(), loaded, model)
+        writer = Writer(settings, seed)
+        writer.publish(None)
+        writer.close()
+        began = time.perf_counter()
+        with _scorer(settings), ScorerClient(f"127.0.0.1:{settings.score.port}") as client:
+            client.score({}, [{"id": "first"}], timeout_s=30)
+            return time.perf_counter() - began

@@ -1,0 +1,97 @@
+"""The processes of `freshet bench score`: the load generator, and what most people would write with grpcio instead of a scorer.
+
+Both talk in lines of JSON on their standard input and output.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def generate() -> None:
+    """Each line in, a load (ops/bench/http2.py); what came of it out."""
+    from ops.bench.http2 import Refused, load
+
+    for line in sys.stdin:
+        task = json.loads(line)
+        kept = np.load(task["bodies"])
+        bodies = [bytes(one) for one in np.split(kept["data"], np.cumsum(kept["sizes"])[:-1])]
+        cpu = time.process_time()
+        try:
+            found = load(
+                ("127.0.0.1", task["port"]), task["path"], bodies, task["connections"], task["seconds"], task["warm_s"],
+                task["rate"], task["in_flight"], task["seed"],
+            )
+        except (Refused, OSError) as refused:
+            print(json.dumps({"refused": str(refused)}), flush=True)
+            continue
+        ms = np.array(found.latencies or [np.nan]) * 1e3
+        print(json.dumps({
+            "requests": len(found.latencies), "all_requests": found.sent, "failed": found.failed, "late": found.late,
+            "requests_per_s": found.completed / found.seconds, "p50_ms": float(np.quantile(ms, 0.5)),
+            "p99_ms": float(np.quantile(ms, 0.99)), "worst_ms": float(ms.max()), "cpu_s": time.process_time() - cpu,
+            "answer": found.answer.hex(),
+        }), flush=True)
+
+
+def serve_plain(store: str, schema_file: str, port: int) -> None:
+    """A model behind grpcio as in its examples: one process, ten threads, torch as it comes, float32; the newest version of
+    the store, loaded once. It takes the same requests with ready ids as a scorer, and answers in the same columns."""
+    import grpc
+    import torch
+
+    from schemas import fields
+    from schemas.models import build
+    from schemas.proto import scoring_pb2
+    from schemas.snapshot import model_config
+    from scorer.reader import SnapshotReader
+    from scorer.service import ranks
+
+    torch.set_num_threads(1)  # two make it slower: 860 requests a second instead of 1,060
+    schema = fields.load(schema_file)
+    with SnapshotReader(Path(store), Path(store).parent / "plain") as reader:
+        number = reader.poll()
+        assert number is not None
+        config = model_config(reader.manifest(number), "bench", schema_file)
+        whole = reader.whole(number)
+    net = build(config, len(schema.fields)).eval().requires_grad_(False)
+    net.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in whole.dense.items()})
+    table = net.new_rows(torch.arange(1 << config.bits))
+    table[torch.from_numpy(whole.rows)] = torch.from_numpy(whole.floats)
+
+    def score(request: scoring_pb2.ScoreRequest, _: Any) -> scoring_pb2.ScoreResponse:
+        items = len(request.item_id)
+        context = np.frombuffer(request.ready_context.ids, "<u8")
+        own = np.frombuffer(request.ready_items.ids, "<u8").reshape(items, -1)
+        ids = np.concatenate([np.broadcast_to(context, (items, len(context))), own], axis=1)
+        with torch.inference_mode():
+            rows = table[torch.from_numpy((ids % np.uint64(len(table))).astype(np.int64))]
+            logits = net(rows, None)
+            probabilities = logits.sigmoid()
+        return scoring_pb2.ScoreResponse(
+            probability=probabilities.tolist(), logit=logits.tolist(), rank=ranks(probabilities.numpy()).tolist()
+        )
+
+    handler = grpc.unary_unary_rpc_method_handler(
+        score, scoring_pb2.ScoreRequest.FromString, scoring_pb2.ScoreResponse.SerializeToString
+    )
+    server = grpc.server(ThreadPoolExecutor(10))
+    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("freshet.scoring.v1.Scorer", {"Score": handler})])
+    server.add_insecure_port(f"127.0.0.1:{port}")
+    server.start()
+    print("ready", flush=True)
+    sys.stdin.read()
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "load":
+        generate()
+    else:
+        serve_plain(sys.argv[2], sys.argv[3], int(sys.argv[4]))

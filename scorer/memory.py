@@ -1,0 +1,42 @@
+"""What a scorer's processes take in memory, all of them together, and whether that fits."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+
+import psutil
+
+from schemas import fields
+from schemas.config import Settings
+from schemas.memory import Room, Wanted, check, room
+from scorer.engine import Blueprint
+from scorer.server import workers_of
+
+
+def wanted(settings: Settings) -> Wanted:
+    """Each worker has the whole table, and a second one while it takes over another line of weights (a start, a rollback); so
+    has the follower."""
+    floats = Blueprint(settings.model, fields.load(settings.model.schema)).row_width
+    processes = workers_of(settings.score) + 1
+    who = f"the table of the scorer's {processes} processes, twice while a line of weights is taken over,"
+    return Wanted(who, settings.model.bits, 2 * processes * 4 * floats)
+
+
+def check_scorer(settings: Settings, there: Room | None = None) -> None:
+    """Before any table is made. there: None = the machine's memory as it is now, with what the scorer's other processes have
+    of it already (a follower that starts again finds its workers at work). Raises DoesNotFit."""
+    if there is None:
+        there = room()
+        there = replace(there, bytes=there.bytes + _held_beside())
+    check(wanted(settings), there)
+
+
+def _held_beside() -> int:
+    """Resident bytes of this process's siblings."""
+    try:
+        parent = psutil.Process().parent()
+        siblings = parent.children() if parent is not None else []
+        return sum(one.memory_info().rss for one in siblings if one.pid != os.getpid())
+    except psutil.Error:  # one has just ended
+        return 0

@@ -1,0 +1,124 @@
+"""A worker: gRPC, health, reflection. It answers from the table that the follower keeps it up to date with."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grpc
+import structlog
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
+
+from schemas import fields
+from schemas.config import Settings
+from schemas.errors import ConfigError
+from schemas.proto.scoring_pb2_grpc import add_ScorerServicer_to_server
+from scorer.client import SERVICE
+from scorer.engine import Blueprint
+from scorer.intake import Intake
+from scorer.metrics import Metrics
+from scorer.service import ScoringService
+
+WAKE_S = 0.1           # see scorer/server.py
+GRACE_S = 5.0          # requests in flight get this long to end after SIGTERM
+# Answering goes on this long after SIGTERM: balancers see NOT_SERVING, and requests on their way here arrive. Without it
+# grpc cancelled one in three times a request that it had received but not yet handed to Python.
+NOTICE_S = 0.5
+REFLECTIONS = 4        # reflection streams at once: each holds a thread while its client stays, so not the scorers' own
+MESSAGE_BYTES = 8 << 20  # 1,000 items with 100 features each are about 6 MiB; grpc's own limit is 4 MiB
+
+_SERVING = health_pb2.HealthCheckResponse.SERVING
+_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+_log = structlog.get_logger("scorer")
+
+
+class WorkerServer:
+    """All of it in one object: `start`, `port`, `stop`."""
+
+    def __init__(self, settings: Settings, feed: str, now_us: Callable[[], int]) -> None:
+        """feed: name of the follower's socket (scorer/feed.py)."""
+        self._settings = settings
+        score, model = settings.score, settings.model
+        schema = fields.load(model.schema)
+        self.metrics = Metrics()
+        self.intake = Intake(
+            feed, Blueprint(model, schema, score.precision), self.metrics.totals, lambda: self.port, now_us, self._is_ready
+        )
+        service = ScoringService(
+            model.name, schema, score.strict, lambda: self.intake.engine, self.intake.served, self.metrics, now_us
+        )
+
+        self._server = grpc.server(
+            ThreadPoolExecutor(score.threads, thread_name_prefix="score"),
+            options=[
+                ("grpc.so_reuseport", 1),  # with the other workers; scorer/server.py keeps other scorers away
+                ("grpc.max_receive_message_length", MESSAGE_BYTES),
+                ("grpc.max_send_message_length", MESSAGE_BYTES),
+            ],
+            maximum_concurrent_rpcs=score.in_flight,
+        )
+        add_ScorerServicer_to_server(service, self._server)  # type: ignore[no-untyped-call]
+        self._health = health.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(_Reflection(names), self._server)
+        self._set_health(_NOT_SERVING)
+        self.port = 0
+        self._stopped = False
+
+    def start(self, port: int, asked: threading.Event) -> None:
+        """Follow, then bind and answer: a worker without a table would take connections from those that have one.
+
+        port: this or, 0, any. Raises ConfigError if it cannot be had. asked: to end, where the follower is not there yet.
+        """
+        self.intake.start()
+        while not self.intake.heard.wait(WAKE_S):
+            if asked.is_set():
+                return
+        score = self._settings.score
+        host = f"[{score.host}]" if ":" in score.host else score.host
+        try:
+            self.port = self._server.add_insecure_port(f"{host}:{port}")
+        except RuntimeError as taken:
+            self.intake.close()
+            raise ConfigError(f"score.port={port}: a worker cannot listen on {score.host}:{port}: {taken}") from taken
+        self._server.start()
+        _log.info("scorer.listening", host=score.host, port=self.port)
+
+    def stop(self, grace_s: float = GRACE_S, notice_s: float = 0.0) -> None:
+        """Say NOT_SERVING, go on answering for notice_s, let requests in flight end, close everything.
+
+        A second call does nothing.
+        """
+        if self._stopped:
+            return
+        self._stopped = True
+        self._health.enter_graceful_shutdown()
+        time.sleep(notice_s)
+        self._server.stop(grace_s).wait()
+        self.intake.close()
+        _log.info("scorer.stopped")
+
+    def _is_ready(self) -> None:
+        self._set_health(_SERVING)
+        version = None if self.intake.engine is None else self.intake.engine.version
+        _log.info("scorer.serving", version=None if version is None else version.number)
+
+    def _set_health(self, status: Any) -> None:
+        for name in ("", SERVICE):
+            self._health.set(name, status)
+
+
+class _Reflection(reflection.ReflectionServicer):  # type: ignore[misc]
+    """Reflection on threads of its own: a client that keeps its stream open must not hold one that answers `Score`."""
+
+    def ServerReflectionInfo(self, request_iterator: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
+        yield from super().ServerReflectionInfo(request_iterator, context)
+
+    ServerReflectionInfo.experimental_thread_pool = ThreadPoolExecutor(  # type: ignore[attr-defined]
+        REFLECTIONS, thread_name_prefix="reflection"
+    )

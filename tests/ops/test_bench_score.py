@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import numpy as np
+import pytest
+
+from ops.bench.http2 import Outcome, Refused, load
+from ops.bench.score import BARS, missed
+
+
+class Server:
+    """A real gRPC server that keeps what it was sent, and refuses what begins with an x."""
+
+    def __init__(self) -> None:
+        self.got: list[bytes] = []
+        self.stall = threading.Event()
+        self.stall.set()
+        handler = grpc.unary_unary_rpc_method_handler(self._answer)
+        self._server = grpc.server(ThreadPoolExecutor(4))
+        self._server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("a.B", {"C": handler})])
+        self.port = self._server.add_insecure_port("127.0.0.1:0")
+        self._server.start()
+
+    def _answer(self, request: bytes, context: grpc.ServicerContext) -> bytes:
+        self.got.append(request)
+        self.stall.wait(5)
+        if request[:1] == b"x":
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "no")
+        return request[:100]
+
+    def load(self, bodies: list[bytes], rate: float | None = None, seconds: float = 0.4, in_flight: int = 4) -> Outcome:
+        return load(("127.0.0.1", self.port), "/a.B/C", bodies, 2, seconds, 0.0, rate, in_flight, 1)
+
+    def close(self) -> None:
+        self._server.stop(None).wait()
+
+
+@pytest.fixture
+def server():
+    server = Server()
+    yield server
+    server.close()
+
+
+@pytest.mark.parametrize("size", [1, 16_000, 300_000])
+def test_every_call_arrives_whole_and_is_counted_once(server, size):
+    """Also those that are larger than a frame and than what the peer takes at once."""
+    bodies = [b"a" + np.random.default_rng(seed).bytes(size) for seed in range(3)]
+    found = server.load(bodies, in_flight=2)
+    assert {*server.got} <= {*bodies}
+    assert len({*server.got}) == min(3, len(server.got))
+    assert found.failed == 0
+    assert len(found.latencies) == len(server.got) >= found.completed
+    assert found.answer in {b"", *(body[:100] for body in bodies)}
+
+
+def test_what_the_server_refuses_has_failed(server):
+    """A status without a message is no answer."""
+    found = server.load([b"x"])
+    assert (found.latencies, found.completed) == ([], 0)
+    assert found.failed == len(server.got) > 0
+
+
+def test_a_stall_is_paid_by_all_who_were_due_in_it(server):
+    """Open loop: calls go on being due while nothing is answered, and their time counts from then."""
+    server.stall.clear()
+    threading.Timer(0.3, server.stall.set).start()
+    found = server.load([b"a"], rate=200.0, seconds=0.6)
+    assert found.failed == 0
+    assert max(found.latencies) > 0.25
+    assert sum(one > 0.05 for one in found.latencies) > 20  # about 50 were due in the stall; four threads held four
+
+
+def test_who_hangs_up_ends_the_load():
+    """A server that speaks something else."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        def hang_up() -> None:
+            connection, _ = listener.accept()
+            connection.recv(10)
+            connection.close()
+
+        thread = threading.Thread(target=hang_up)
+        thread.start()
+        with pytest.raises((Refused, OSError)):
+            load(("127.0.0.1", listener.getsockname()[1]), "/a.B/C", [b"a"], 1, 0.2, 0.0, None, 1, 1)
+        thread.join()
+
+
+def test_bars_that_are_missed_are_named():
+    """And only those."""
+    figures = [{"what": what, "asked": bar, "seen": bar, "held": True} for what, _, _, bar in BARS]
+    assert missed({"bars": figures}) == ""
+    figures[0] |= {"seen": 1.0, "held": False}
+    assert missed({"bars": figures}) == f"{BARS[0][0]}: 1.00, asked 2.7"
