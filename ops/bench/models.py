@@ -40,7 +40,7 @@ MATCHED: Mapping[str, Any] = MappingProxyType({
     "model.init_scale": 0.01, "model.attention_factors": 8, "model.cross_layers": 3, "learn.batch_rows": 256,
     "learn.row_optimiser": "adagrad", "learn.row_rate": 0.015, "learn.first_order_optimiser": "same",
     "learn.first_order_rate": 0.0, "learn.dense_optimiser": "adam", "learn.dense_rate": 0.001, "learn.clip": 0.0,
-    "learn.decay": 0.0, "learn.guard": False, "learn.device": "cpu",
+    "learn.decay": 0.0, "learn.guard": False, "learn.device": "cpu", "learn.precision": "fp32",
 })
 
 # Our models under matched settings: name → what differs from MATCHED.
