@@ -20,6 +20,8 @@ SHARED = ROOT.parent / "shared" / "data"
 hypothesis_settings.register_profile("freshet", deadline=None)
 hypothesis_settings.load_profile("freshet")
 
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")   # as in ops/__init__.py, which need not be imported first here
+
 # A Kafka that the user brings (FRESHET_KAFKA) serves the tests too. No other setting of theirs may reach a test.
 OWN_KAFKA = os.environ.get("FRESHET_KAFKA")
 for _name in [name for name in os.environ if name.startswith("FRESHET_")]:

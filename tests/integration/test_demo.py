@@ -27,6 +27,7 @@ def test_the_demo_accounts_for_every_event(tmp_path: Path) -> None:
         capture_output=True, text=True, timeout=170, check=False,
     )
     assert done.returncode in (0, 1), done.stderr
+    assert done.stdout, done.stderr
     report = json.loads(done.stdout)
     assert set(report) >= FIGURES
     assert report["reconciled"], done.stderr
