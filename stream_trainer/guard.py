@@ -33,7 +33,7 @@ from stream_trainer.losses import CLIP, Seen, concat_seen, log_losses
 Floats = NDArray[np.float32]
 Arrays = dict[str, NDArray[Any]]
 
-ONE_IN = 4           # share of the examples that the good state scores too: 3 % of a step's time (docs/lab.md)
+ONE_IN = 4           # share of the examples that the good state scores too; its cost: docs/bench-learn.md
 LEAST_BATCHES = 8    # between two good states, however large the batches: some of them must be scored by both
 MOST_WINDOWS = 4     # of no gain over standing still, and the smaller step is tried; also bounds what is kept
 SUSPECT = 3.0        # standard errors of loss above standing still at which it is tried at once
