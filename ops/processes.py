@@ -5,8 +5,10 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
+from typing import Any
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -31,3 +33,14 @@ def tied(deadly: signal.Signals = signal.SIGKILL) -> Callable[[], None]:
     """A `preexec_fn` for subprocess.Popen. Call Popen from the main thread: it is that thread's end that counts."""
     parent = os.getpid()
     return lambda: tie_to_parent(parent, deadly)
+
+
+def end(child: subprocess.Popen[Any], timeout_s: float) -> None:
+    """SIGTERM, and SIGKILL if it has not ended by then. What it still writes into a pipe of ours is read and dropped."""
+    if child.poll() is None:
+        child.send_signal(signal.SIGTERM)
+    try:
+        child.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.communicate()

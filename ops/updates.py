@@ -9,8 +9,6 @@ The topic holds all that the newest version is made of at any time: before reten
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -26,6 +24,7 @@ from schemas.journal import Journal
 from schemas.snapshot import Manifest, chain
 from schemas.updates import Told, chunk_headers, manifest_headers
 from scorer.reader import SnapshotReader, own_secondary_dir
+from scorer.signals import asked_to_end
 from scorer.topic import Sent, between, connected, ends, newest
 
 POLL_S = 0.02          # 2 % of a core while nothing comes
@@ -234,9 +233,7 @@ class Sender:
 
 def run(settings: Settings, anew: bool = False) -> None:
     """Send until SIGTERM or SIGINT. Raises as `Sender` does."""
-    asked = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: asked.set())
+    asked = asked_to_end()
     journal = Journal(settings.metrics_dir / "updates.jsonl")
     topic = settings.kafka.topic("model-updates")
     with admin(settings.kafka) as client:

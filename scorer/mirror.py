@@ -8,8 +8,6 @@ of it. Everything else is refused: a version of another sender, of another model
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -33,6 +31,7 @@ from schemas.snapshot import (
 )
 from schemas.updates import Place, is_of, told
 from scorer.replica import Replica
+from scorer.signals import asked_to_end
 from scorer.topic import Sent, connected, ends, newest, poll, position, seek
 
 POLL_S = 0.5              # a poll returns as soon as anything comes
@@ -193,9 +192,7 @@ class Mirror:
 
 def run(settings: Settings) -> None:
     """Follow model-updates until SIGTERM or SIGINT. Raises as `Mirror` does."""
-    asked = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: asked.set())
+    asked = asked_to_end()
     journal = Journal(settings.metrics_dir / "mirror.jsonl")
     consumer = connected(settings.kafka, "mirror")
     mirror = Mirror(settings, lambda: time.time_ns() // 1000, consumer)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import sys
 import threading
 import time
 
 from schemas.config import Settings
+from scorer.signals import asked_to_end
 
 SWITCH_S = 2e-4  # a request waits so long for the interpreter while a version is taken over, not Python's 5 ms
 
@@ -50,9 +50,7 @@ def work(settings: Settings, feed: str, port: int) -> None:
 
 def _asked_to_end() -> threading.Event:
     """Set by SIGTERM and SIGINT. The process ends at once when its standard input does: its parent is gone."""
-    asked = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: asked.set())
+    asked = asked_to_end()
     threading.Thread(target=_end_with_the_parent, name="parent", daemon=True).start()
     return asked
 

@@ -11,7 +11,6 @@ import os
 import signal
 import socket
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import structlog
 
 from schemas.config import ScoreConfig, Settings
 from schemas.errors import ConfigError, FreshetError
+from scorer.signals import asked_to_end
 
 # A signal may be taken by any thread, and does not wake the main one where it waits for a lock: 3 of 60 scorers under load
 # never heard SIGTERM. So it looks up by itself.
@@ -135,9 +135,7 @@ class _Child:
 
 def run(settings: Settings, commands: Commands) -> None:
     """Keep follower and workers running until SIGTERM or SIGINT; then workers answer what has begun, and all end."""
-    asked = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: asked.set())
+    asked = asked_to_end()
     from scorer import feed
 
     with reserved(settings.score) as port, feed.listening() as listener:

@@ -11,7 +11,6 @@ import json
 import os
 import secrets
 import shutil
-import signal
 import statistics
 import subprocess
 import sys
@@ -28,7 +27,7 @@ from ops.bench.traffic import Traffic, events
 from ops.broker import start_broker
 from ops.cluster import admin, consumer, producer
 from ops.formats import closing_tick, opening_tick
-from ops.processes import tie_to_parent
+from ops.processes import end, tie_to_parent
 from ops.settings import Loaded, broker_is_ours, load
 from ops.topics import ensure_topics
 from ops.watch import last
@@ -240,13 +239,7 @@ class Bench:
         try:
             yield child
         finally:
-            if child.poll() is None:
-                child.send_signal(signal.SIGTERM)
-            try:
-                child.communicate(timeout=STOP_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                child.kill()
-                child.communicate()
+            end(child, STOP_TIMEOUT_S)
 
     def _watch(self, child: subprocess.Popen[bytes], settings: Settings, records: int) -> tuple[_Memory, float]:
         """Wait until a joiner has come to the closing tick; its memory on the way, and its share of its core."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -22,7 +21,7 @@ from ops.bench.learn_child import RECORD_ROWS, Rows, record
 from ops.bench.turns import TurnFailed
 from ops.broker import start_broker
 from ops.cluster import admin, producer
-from ops.processes import tied
+from ops.processes import end, tied
 from ops.settings import Loaded, broker_is_ours, load
 from ops.topics import ensure_topics
 from schemas.errors import BrokerError
@@ -90,18 +89,12 @@ class FromKafka:
                         f"{child.poll()}:\n" + "\n".join(log.read_text(errors="replace").splitlines()[-6:])
                     )
         finally:
-            if child.poll() is None:
-                child.send_signal(signal.SIGTERM)
-            try:
-                child.wait(timeout=STOP_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                child.kill()
-                child.wait()
+            end(child, STOP_TIMEOUT_S)
             shutil.rmtree(settings.store_dir, ignore_errors=True)
         # What the first second learnt was waiting already, and the end waits for a last version: where there are enough
         # lines between, those two are left out.
         first, last = (seen[1], seen[-2]) if len(seen) > 4 else (seen[0], seen[-1])
-        examples, seconds, *spent = (end - begin for begin, end in zip(first, last, strict=True))
+        examples, seconds, *spent = (after - before for before, after in zip(first, last, strict=True))
         trainer, broker, idle = (part / seconds for part in spent)
         found = {
             "threads": threads, "examples": examples, "seconds": seconds, "examples_per_s": examples / seconds,
