@@ -7,7 +7,10 @@ id, which the table knows like any other.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
+from numpy.typing import NDArray
 
 from schemas.bags import Bags, Ids
 from schemas.fields import FieldSchema
@@ -26,20 +29,19 @@ def crossed(bags: Bags, schema: FieldSchema) -> Bags:
     if not schema.crosses:
         return bags
     b, f, c = len(bags), bags.fields, len(schema.crosses)
-    place = {spec.number: column for column, spec in enumerate(schema.fields)}
-    numbers = np.array([cross.number for cross in schema.crosses], np.uint64)                   # (C,)
-    left, right = (
-        [place[side.number] for side in sides] for sides in zip(*((x.left, x.right) for x in schema.crosses), strict=True)
-    )
+    begun, left, right = _sides(schema)                                                         # (C,) each
     if bags.lengths is None:
-        ids = bags.ids.reshape(b, f)                                                            # (B, F)
-        made = cross_ids(numbers, ids[:, left], ids[:, right])                                  # (B, C)
-        ones = np.ones((b, c), np.float32)
-        values = None if bags.values is None else np.concatenate([bags.values.reshape(b, f), ones], axis=1).reshape(-1)
-        return Bags(f + c, np.concatenate([ids, made], axis=1).reshape(-1), values, None)
+        ids = np.empty((b, f + c), np.uint64)                                                   # (B, F + C)
+        ids[:, :f] = bags.ids.reshape(b, f)
+        ids[:, f:] = _crossed(begun, ids[:, left], ids[:, right])
+        values = None
+        if bags.values is not None:
+            values = np.ones((b, f + c), np.float32)                                            # (B, F + C)
+            values[:, :f] = bags.values.reshape(b, f)
+        return Bags(f + c, ids.reshape(-1), None if values is None else values.reshape(-1), None)
     lengths = bags.lengths.reshape(b, f).astype(np.int64)                                       # (B, F)
     starts = (np.cumsum(lengths) - lengths.reshape(-1)).reshape(b, f)                           # (B, F)
-    made = cross_ids(numbers, bags.ids[starts[:, left]], bags.ids[starts[:, right]])            # (B, C)
+    made = _crossed(begun, bags.ids[starts[:, left]], bags.ids[starts[:, right]])             # (B, C)
     ends = np.repeat(np.cumsum(lengths.sum(axis=1)), c)                                         # (B·C,)
     return Bags(
         f + c,
@@ -55,12 +57,28 @@ def cross_ids(number: int | Ids, left: Ids, right: Ids) -> Ids:
 
     Source: Steele, Lea, Flood, Fast Splittable Pseudorandom Number Generators, OOPSLA 2014.
     """
-    return _mixed(_mixed(_mixed(np.atleast_1d(np.asarray(number, np.uint64))) ^ left) ^ right)
+    return _crossed(_mixed(np.atleast_1d(np.asarray(number, np.uint64))), left, right)
+
+
+def _crossed(begun: Ids, left: Ids, right: Ids) -> Ids:
+    """The same from m(number) on."""
+    return _mixed(_mixed(begun ^ left) ^ right)
+
+
+@lru_cache(maxsize=16)
+def _sides(schema: FieldSchema) -> tuple[Ids, NDArray[np.intp], NDArray[np.intp]]:
+    """m(number) of each cross, and the columns of its two fields: (C,) each."""
+    numbers = np.array([cross.number for cross in schema.crosses], np.uint64)
+    left, right = np.array(schema.sides, np.intp).T
+    return _mixed(numbers), left, right
 
 
 def _mixed(state: Ids) -> Ids:
     """splitmix64: products and sums wrap round."""
     z = state + _GOLDEN
-    z = (z ^ (z >> np.uint64(30))) * _MIX_1
-    z = (z ^ (z >> np.uint64(27))) * _MIX_2
-    return z ^ (z >> np.uint64(31))
+    z ^= z >> np.uint64(30)
+    z *= _MIX_1
+    z ^= z >> np.uint64(27)
+    z *= _MIX_2
+    z ^= z >> np.uint64(31)
+    return z

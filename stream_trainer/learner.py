@@ -21,7 +21,7 @@ from schemas.models import build
 from schemas.models.pooling import pool
 from schemas.snapshot import weights_digest
 from stream_trainer.losses import Seen, counts, loss_weights, shift
-from stream_trainer.once import Once, once
+from stream_trainer.once import once
 from stream_trainer.optimisers import DenseOptimiser, row_optimiser
 from stream_trainer.precision import narrow
 from stream_trainer.table import Table
@@ -46,6 +46,7 @@ class Learner:
         self.model = build(model, len(schema.fields), len(schema.crosses), schema.logs, schema.sides).to(self.device)
         self.bf16_layers = narrow(self.model, learn, self.device)
         self.schema = schema if self.model.crosses else replace(schema, crosses=())
+        self._columns = self.schema.columns
         self.table = Table(
             model.bits, self.model.row_width, row_optimiser(learn, self.model.first_order), self.model.new_rows,
             rotation, self.device, self.model.counted,
@@ -85,7 +86,7 @@ class Learner:
             said = self.score_rows(leaves.detach(), bags) if said is None else said
             self._random.manual_seed(_seed(self.model_config.seed, self.batches_learnt))
         self._mode(learning=True)
-        logits: Tensor = self.model(*pool(leaves, bags, self.schema.columns, self.model.counted))  # (B,) or (H, B)
+        logits: Tensor = self.model(*pool(leaves, bags, self._columns, self.model.counted))  # (B,) or (H, B)
         loss, pull = _log_loss(logits.detach(), target, importance, seen)                   # a number, as logits
         if not math.isfinite(loss):
             if before:
@@ -101,7 +102,9 @@ class Learner:
         self._dense.zero_grad()
         logits.backward(pull)  # type: ignore[no-untyped-call]
         assert leaves.grad is not None
-        self.table.apply(ids.rows, ids.summed(leaves.grad), self._counts(ids, bags, shown, clicked))
+        self._count(leaves.grad, bags, shown, clicked)
+        summed = ids.summed(leaves.grad)                                                    # (N, W)
+        self.table.apply(ids.rows, summed, summed[:, self.table.learnt :])
         self._dense.step()
         self.model.learnt(len(bags))
         self.batches_learnt += 1
@@ -109,20 +112,22 @@ class Learner:
         return _array(logits.detach().reshape(-1, len(bags)).mean(dim=0).sigmoid()) if said is None else said
 
     @torch.no_grad()
-    def _counts(self, ids: Once, bags: Bags, shown: Floats, clicked: Floats) -> Tensor | None:
-        """What each row was seen and clicked in this batch: (N, 2), an example by its importance, an id that comes twice
-        twice. None for a model without statistics."""
+    def _count(self, gradients: Tensor, bags: Bags, shown: Floats, clicked: Floats) -> None:
+        """What an example was seen and clicked, by its importance, into its rows' gradients, which hold nothing in the columns
+        of counts: so they are summed by row with them. gradients: (n, W)."""
         if self.model.statistics is None:
-            return None
-        both = torch.stack([self._tensor(shown), self._tensor(clicked)], dim=1)             # (B, 2)
-        self.model.statistics.count(*both.sum(dim=0))
+            return
+        given = np.stack([shown, clicked], dtype=np.float32)                                # (2, B)
+        self.model.statistics.count(*given.sum(axis=1).tolist())
+        both = torch.from_numpy(given).to(self.device)                                      # (2, B)
         if bags.lengths is None:
-            example = ids.order // bags.fields                                              # (n,)
+            by_example = gradients.view(len(bags), bags.fields, -1)                         # (B, F + C, W)
+            by_example[:, :, self.table.learnt].copy_(both[0, :, None])
+            by_example[:, :, self.table.learnt + 1].copy_(both[1, :, None])
         else:
             per_row = bags.lengths.reshape(len(bags), -1).sum(axis=1, dtype=np.int64)       # (B,)
-            every = torch.from_numpy(np.repeat(np.arange(len(bags)), per_row)).to(self.device)  # (n,)
-            example = every.index_select(0, ids.order)
-        return ids.summed(both, example)                                                    # (N, 2)
+            example = torch.from_numpy(np.repeat(np.arange(len(bags)), per_row)).to(self.device)    # (n,)
+            gradients[:, self.table.learnt :] = both.T.index_select(0, example)
 
     def score(self, bags: Bags) -> Floats:
         """(B,) probabilities, learning nothing."""
@@ -136,7 +141,7 @@ class Learner:
     def score_rows(self, rows: Tensor, bags: Bags) -> Floats:
         """The same of rows that need not be the table's. rows: (n, W). bags: with their crosses."""
         self._mode(learning=False)
-        logits: Tensor = self.model(*pool(rows.contiguous(), bags, self.schema.columns, self.model.counted))     # (B,)
+        logits: Tensor = self.model(*pool(rows.contiguous(), bags, self._columns, self.model.counted))     # (B,)
         return _array(logits.sigmoid())
 
     def dense(self) -> dict[str, NDArray[Any]]:

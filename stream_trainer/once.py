@@ -33,10 +33,9 @@ class Once:
         """What stands by row, by occurrence: (N, W) → (n, W)."""
         return embedding(self.where, each)
 
-    def summed(self, each: Tensor, which: Tensor | None = None) -> Tensor:
-        """What stands by occurrence, summed by row: (n, W) → (N, W). which: (n,) int64, what of `each` every occurrence has, in
-        the order of the sort; None = its own."""
-        return embedding_bag(self.order if which is None else which, each, self.starts, mode="sum")
+    def summed(self, each: Tensor) -> Tensor:
+        """What stands by occurrence, summed by row: (n, W) → (N, W)."""
+        return embedding_bag(self.order, each, self.starts, mode="sum")
 
 
 def once(numbers: Tensor) -> Once:

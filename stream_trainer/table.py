@@ -84,7 +84,7 @@ class Table:
         assert self._held is not None
         block, self._held = self._held[1], None
         self.optimiser.step(block[:, : self.learnt], block[:, self.width :], gradients[:, : self.learnt])
-        if counts is not None:
+        if counts is not None and self.learnt < self.width:
             add_counts(block[:, self.learnt : self.width], counts)
         self._write(rows, block)
         self._mark(rows)

@@ -75,6 +75,10 @@ BEST: Mapping[str, Mapping[str, Any]] = MappingProxyType({
     "ffm_stats": {"model.schema": "criteo", "model.architecture": "ffm_stats"},
 })
 
+# What the best are timed beside: the paper's DeepFM, else the defaults.
+PLAIN: Mapping[str, Any] = MappingProxyType({"model.schema": "criteo", "model.statistics": False})
+TURN_ROWS = 1 << 13  # that a model learns before the next one has its turn: what else the machine does hits all alike
+
 # Vowpal Wabbit's: its best on these rows of all that was tried, and its linear model.
 VW: Mapping[str, str] = MappingProxyType({
     "vw_pairs": "--loss_function logistic --link logistic -b 22 -q ff -l .1",
@@ -183,9 +187,9 @@ def read(records: Iterable[EventRecord], schema: FieldSchema, advance: Callable[
 
 
 def settings_of(name: str, settings: Settings, seed: int) -> Settings:
-    """What one of ours learns by: the tables above; of `settings` the device and the threads."""
+    """What one of ours, or `plain`, learns by: the tables above; of `settings` the device and the threads."""
     open_ones = {"learn.device": settings.learn.device, "learn.threads": settings.learn.threads, "model.seed": seed}
-    table = BEST[name] if name in BEST else {**MATCHED, **OURS[name]}
+    table = {"plain": PLAIN, **BEST}[name] if name in {"plain", *BEST} else {**MATCHED, **OURS[name]}
     return build(Source("bench", {**table, **open_ones}))[0]
 
 
@@ -193,7 +197,7 @@ def learner_of(name: str, settings: Settings, seed: int) -> Learner:
     """One of ours before it learns. Under matched settings only Wide&Deep sees the schema's crosses, as libraries have none."""
     chosen = settings_of(name, settings, seed)
     schema = fields.load(chosen.model.schema)
-    return Learner(chosen.model, chosen.learn, schema if name in {*BEST, "wide_deep"} else replace(schema, crosses=()))
+    return Learner(chosen.model, chosen.learn, schema if name in {"plain", *BEST, "wide_deep"} else replace(schema, crosses=()))
 
 
 def learn(learner: Learner, rows: Rows) -> Run:
@@ -205,6 +209,19 @@ def learn(learner: Learner, rows: Rows) -> Run:
         for at in range(0, len(rows.labels), size)
     ]
     return Run(np.concatenate(said), time.process_time() - began)
+
+
+def passes(learners: Mapping[str, Learner], rows: Rows) -> dict[str, float]:
+    """Process time in seconds that each learner alone, without a guard, takes for all rows, in turns."""
+    took = dict.fromkeys(learners, 0.0)
+    for first in range(0, len(rows.labels), TURN_ROWS):
+        last = min(first + TURN_ROWS, len(rows.labels))
+        for name, learner in learners.items():
+            size, began = learner.learn_config.batch_rows, time.process_time()
+            for at in range(first, last, size):
+                learner.learn(rows.bags.slice(at, min(at + size, last)), rows.labels[at : min(at + size, last)])
+            took[name] += time.process_time() - began
+    return took
 
 
 def start(learner: Learner, rows: Rows) -> dict[str, NDArray[Any]]:
@@ -293,6 +310,27 @@ class Bench:
         return {"model": name, "seeds": len(seeds), **own, "seconds": min(run.seconds or 0 for run in ours), "beside": beside}
 
 
+    def times(self, names: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
+        """What the best of `names` take for one pass beside plain DeepFM: medians over seeds of the ratios, least and most."""
+        best = ["plain", *(name for name in names if name in BEST)]
+        took = []
+        if len(best) > 1:   # whatever a process does once, before it counts
+            few = min(TURN_ROWS, len(self._rows.labels))
+            first = replace(self._rows, bags=self._rows.bags.slice(0, few), labels=self._rows.labels[:few])
+            passes({name: learner_of(name, self._settings, seeds[0]) for name in best}, first)
+        for seed in seeds if len(best) > 1 else []:
+            took.append(passes({name: learner_of(name, self._settings, seed) for name in best}, self._rows))
+            self._ran()
+        found: dict[str, Any] = {}
+        for name in best if took else []:
+            ratios = [one[name] / one["plain"] for one in took]
+            found[name] = {
+                "seconds": float(np.median([one[name] for one in took])), "times_plain": float(np.median(ratios)),
+                "least": min(ratios), "most": max(ratios),
+            }
+        return found
+
+
 def chosen(only: str) -> list[str]:
     """Names of ours, in the order of the tables. Raises ConfigError naming the nearest."""
     named = [name.strip() for name in only.split(",") if name.strip()]
@@ -304,7 +342,8 @@ def chosen(only: str) -> list[str]:
 def runs(names: Sequence[str], seeds: int) -> int:
     """How many there will be."""
     theirs = {key for name in names for key in opponents(name)}
-    return seeds * (len(names) + len(theirs - VW.keys())) + len(theirs & VW.keys())
+    timed = seeds if BEST.keys() & set(names) else 0
+    return seeds * (len(names) + len(theirs - VW.keys())) + len(theirs & VW.keys()) + timed
 
 
 def beyond(found: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -330,6 +369,14 @@ def table(found: Sequence[Mapping[str, Any]]) -> str:
                 f"  {verdict}"
             )
     return "\n".join(lines)
+
+
+def times_told(times: Mapping[str, Mapping[str, float]]) -> str:
+    """A line per model of Bench.times."""
+    return "\n".join(
+        f"{name:<12}{took['seconds']:>6.2f} s{took['times_plain']:>7.2f} x plain ({took['least']:.2f} to {took['most']:.2f})"
+        for name, took in times.items()
+    )
 
 
 def _figures(said: Sequence[Floats], labels: Floats) -> dict[str, float | None]:

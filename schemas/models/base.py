@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from schemas.config import ModelConfig
 from schemas.errors import ShapeError
-from schemas.models.layers import Dropout
+from schemas.models.layers import Dropout, places
 from schemas.models.normalisation import BatchNorm
 from schemas.models.statistics import COLUMNS, Statistics
 from schemas.rows import initial_rows
@@ -57,22 +57,26 @@ class RowModel(nn.Module):
         columns, learnt = self.fields + self.crosses, self.row_width - self.counted
         if rows.ndim != 3 or rows.shape[1:] != (columns, self.row_width):
             raise ShapeError(f"{type(self).__name__} takes (B, {columns}, {self.row_width}), got {tuple(rows.shape)}")
-        counts = rows.detach()[:, :, learnt:]                                       # (B, F + C, 2) or (B, F + C, 0)
-        rows = rows[:, :, :learnt] if self.counted else rows
-        logs = None if values is None or not self.beside else values[:, self.beside]            # (B, M)
-        if values is not None:
-            rows = rows * (values if logs is None else _ones(values, self.beside))[:, :, None]
-        own = rows[:, : self.fields] if self.crosses else rows                                  # (B, F, W)
+        numbers = None
         if self.statistics is not None:
-            return self.with_numbers(own, self.statistics.numbers(counts, logs))                # (B,)
-        return self.logits(own) + rows[:, self.fields :, 0].sum(dim=1) if self.crosses else self.logits(own)
+            logs = None if values is None or not self.beside else values.index_select(1, places(self.beside, values.device))
+            numbers = self.statistics.numbers(rows.detach()[:, :, learnt:], logs)               # (B, N)
+        if values is not None:
+            factors = values.index_fill(1, places(self.beside, values.device), 1) if self.beside else values    # (B, F + C)
+            rows = rows if _all_ones(factors) else rows * factors[:, :, None]
+        if numbers is not None:
+            return self.with_numbers(rows, numbers)                                             # (B,)
+        if not self.crosses:
+            return self.logits(rows)
+        return self.logits(rows[:, : self.fields]) + rows[:, self.fields :, 0].sum(dim=1)
 
     def logits(self, rows: Tensor) -> Tensor:
         """rows: (B, F, W), multiplied by their values. Returns (B,)."""
         raise NotImplementedError
 
     def with_numbers(self, rows: Tensor, numbers: Tensor) -> Tensor:
-        """The same for a model that reads numbers. numbers: (B, N), schemas/models/statistics.py. Returns (B,)."""
+        """The same for a model that reads numbers, of all that a row holds. rows: (B, F + C, W). numbers: (B, N),
+        schemas/models/statistics.py. Returns (B,)."""
         raise NotImplementedError
 
     @torch.no_grad()
@@ -105,8 +109,6 @@ class RowModel(nn.Module):
         return torch.Generator().manual_seed(self.config.seed)
 
 
-def _ones(values: Tensor, columns: tuple[int, ...]) -> Tensor:
-    """A copy with ones there."""
-    kept = values.clone()
-    kept[:, columns] = 1
-    return kept
+def _all_ones(factors: Tensor) -> bool:
+    """Whether multiplying by them would change nothing: asking takes a tenth of that."""
+    return not factors.requires_grad and bool((factors == 1).all())

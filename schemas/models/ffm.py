@@ -6,7 +6,6 @@ from torch import Tensor
 
 from schemas.config import ModelConfig
 from schemas.models.base import RowModel
-from schemas.models.layers import pairs
 
 
 class FFM(RowModel):
@@ -47,11 +46,3 @@ def ffm_second_order(v: Tensor) -> Tensor:
     v = v.reshape(*v.shape[:2], v.shape[1], -1)             # (B, F, F, K)
     products = (v * v.transpose(1, 2)).sum(dim=3)           # (B, F, F)
     return products.triu(1).sum(dim=(1, 2))                 # (B,)
-
-
-def ffm_products(v: Tensor) -> Tensor:
-    """The same terms before they are summed: (B, P), P = F(F−1)/2, in the order of layers.pairs."""
-    f = v.shape[1]
-    v = v.reshape(len(v), f * f, -1)                                                    # (B, F·F, K)
-    i, j = pairs(f, v.device)                                                           # (P,) each
-    return (v.index_select(1, i * f + j) * v.index_select(1, j * f + i)).sum(dim=2)     # (B, P)

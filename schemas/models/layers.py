@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
+from itertools import islice
 from typing import Any
 
 import torch
@@ -159,10 +161,15 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, inputs). Returns (B,) logits; while learning with several heads (H, B)."""
-        logits: Tensor = self.layers(x).squeeze(1)                                              # (B,)
         if not self.others:
+            logits: Tensor = self.layers(x).squeeze(1)                                          # (B,)
             return logits
-        each = torch.stack([logits, *(layers(x).squeeze(1) for layers in self.others)])         # (H, B)
+        heads = [self.layers, *self.others]
+        found = _first_layers([layers[0] for layers in heads], x)
+        for place, layers in enumerate(heads):
+            for layer in islice(layers, 1, None):
+                found[place] = layer(found[place])                                              # at last (B, 1)
+        each = torch.cat(found, dim=1).T                                                        # (H, B)
         return each if self.training else each.mean(dim=0)
 
     @staticmethod
@@ -171,6 +178,16 @@ class Mlp(nn.Module):
         last = linear(widths[-1] if widths else inputs, 1, bias=False)
         nn.init.xavier_normal_(last.weight, generator=generator)
         return nn.Sequential(*hidden, last)
+
+
+def _first_layers(layers: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
+    """What each makes of x, (B, inputs): hidden ones by one product together, so that x is read once, and its gradient made
+    once."""
+    alike = [layer for layer in layers if type(layer) is Linear and layer.hidden]
+    if len(alike) < len(layers):
+        return [layer(x) for layer in layers]
+    weight, bias = torch.cat([layer.weight for layer in alike]), torch.cat([layer.bias for layer in alike])
+    return list(product(x, weight, bias, alike[0].kind).chunk(len(alike), dim=1))
 
 
 def hidden_layers(
@@ -212,6 +229,16 @@ def pairs(fields: int, device: torch.device) -> tuple[Tensor, Tensor]:
     return i, j
 
 
+@lru_cache(maxsize=64)
+def places(columns: tuple[int, ...], device: torch.device) -> Tensor:
+    """Those columns as an index, made once. Nobody may write it."""
+    return torch.tensor(columns, dtype=torch.int64, device=device)
+
+
 def linear(inputs: int, outputs: int, bias: bool) -> Linear:
     """A layer without torch's own initialisation, which would draw from the random numbers that all share."""
-    return Linear(inputs, outputs, bias=bias, device="meta").to_empty(device="cpu")
+    layer = Linear(inputs, outputs, bias=bias, device="meta")
+    layer.weight = nn.Parameter(torch.empty(outputs, inputs))  # `to_empty` imports sympy: .3 s of each process's start
+    if bias:
+        layer.bias = nn.Parameter(torch.empty(outputs))
+    return layer

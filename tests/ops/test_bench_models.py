@@ -75,6 +75,29 @@ def test_ours_say_what_evaluate_says(name: str, path: Path, rows: bench.Rows) ->
     assert ours.said.tolist() == evaluate(settings, records).probabilities.tolist()
 
 
+def test_what_is_timed_learns_what_it_learns_alone(rows: bench.Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Turns change nothing: each ends at the weights of a learner that had the rows to itself. Only the best are timed, and
+    plain DeepFM is 1 x itself."""
+    monkeypatch.setattr(bench, "TURN_ROWS", 512)
+    names = ["plain", "default", "ffm_stats"]
+    learners = {name: bench.learner_of(name, Settings(), 3) for name in names}
+    took = bench.passes(learners, rows)
+    assert all(took[name] > 0 for name in names)
+    for name, learner in learners.items():
+        alone = bench.learner_of(name, Settings(), 3)
+        for at in range(0, ROWS, 256):
+            alone.learn(rows.bags.slice(at, min(at + 256, ROWS)), rows.labels[at : at + 256])
+        assert learner.digest() == alone.digest()
+        assert (learner.model.statistics is None) == (name == "plain")
+    made = bench.Bench(Settings(), rows, PEERS)
+    assert made.times(["lr"], [1]) == {}
+    times = made.times(["lr", "default"], [1, 2])
+    assert list(times) == ["plain", "default"]
+    assert times["plain"]["times_plain"] == 1
+    assert times["default"]["least"] <= times["default"]["times_plain"] <= times["default"]["most"]
+    assert "x plain" in bench.times_told(times)
+
+
 def test_the_tables_hold_every_model() -> None:
     """Each architecture is compared, by settings that are settings; each model beside ours is known."""
     made = {name: bench.settings_of(name, Settings(), 1) for name in bench.NAMES}

@@ -143,7 +143,7 @@ def test_equal_rows_are_found_and_what_is_theirs_is_summed(n: int, rows: int, se
     summed = np.zeros((len(expected), 3), np.float32)
     np.add.at(summed, inverse, each)
     np.testing.assert_array_equal(found.summed(torch.from_numpy(each)), summed)
-    np.testing.assert_array_equal(found.summed(torch.ones(1, 1), torch.zeros_like(found.order))[:, 0], count)
+    np.testing.assert_array_equal(found.summed(torch.ones(n, 1))[:, 0], count)
     np.testing.assert_array_equal(found.spread(torch.from_numpy(summed)), summed[inverse])
 
 

@@ -48,11 +48,14 @@ def models(
     with progress("bench models", bench.runs(names, seeds), "runs") as bar:
         made = bench.Bench(settings, read, environment.python_of(peers), bar.advance)
         found = [made.compare(name, range(1, seeds + 1), from_row) for name in names]
+        times = made.times(names, range(1, seeds + 1))
     if as_json:
-        report = {"rows": len(read.labels), "from_row": from_row, "versions": environment.versions(), "models": found}
-        print(json.dumps(report))
+        report = {"rows": len(read.labels), "from_row": from_row, "versions": environment.versions()}
+        print(json.dumps({**report, "models": found, "times": times}))
     else:
         print(bench.table(found))
+        if times:
+            print(f"CPU time of a pass of the learner alone, in turns, medians of {seeds} seed(s):\n{bench.times_told(times)}")
     if beyond := bench.beyond(found):
         typer.echo(f"freshet: further apart than {bench.TOLERANCE} AUC and two standard errors: {', '.join(beyond)}", err=True)
         raise typer.Exit(1)
