@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ops.file_events import FEED_EVERY, FileEvents, Groups, for_files
+from ops.file_events import FileEvents, Groups, for_files
 from ops.formats import Broken, EventRecord
 from schemas import fields
 from schemas.config import Settings
@@ -105,8 +105,7 @@ def evaluate(
             if record.time_us < first_us + (days + 1) * DAY_US:
                 waiting.append(record)
             continue
-        events.feed(record)
-        if events.join.next_offset % FEED_EVERY == 0:
+        if events.feed(record):
             learn()
     events.close()
     learn(flush=True)

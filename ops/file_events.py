@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
@@ -15,14 +16,14 @@ from ops.judging import NO_GROUP
 from schemas import fields
 from schemas.bags import Bags
 from schemas.config import Settings
-from schemas.errors import ConfigError
-from schemas.events import Impression
+from schemas.errors import BadEvent, ConfigError
+from schemas.events import Impression, encoded
 from schemas.fields import FieldSchema, Slate
 from stream_trainer.corrections import SecondPass
 from stream_trainer.intake import Intake
 from stream_trainer.join import BEGINNING, JoinCore
 
-FEED_EVERY = 256  # events between two looks for a batch: the join's records are cut by count, so it changes nothing
+PIECE_EVENTS = 256  # read at once: the join's records are cut by count, so it changes nothing
 
 
 def for_files(settings: Settings) -> Settings:
@@ -46,10 +47,10 @@ class FileEvents:
     def __init__(self, settings: Settings, schema: FieldSchema, names: Groups | None, broken: Broken | None) -> None:
         encoder = fields.Encoder(schema, training=True)
 
-        def encode(shown: Impression) -> Bags:
-            if not self._fits:
-                self._look(shown.slate)
-            return encoder.encode(shown.slate)[0]
+        def encode(shown: Sequence[Impression]) -> list[Bags | BadEvent]:
+            for one in () if self._fits else shown:
+                self._look(one.slate)
+            return encoded(shown, encoder.encode_all)
 
         self._known = {spec.name for spec in schema.fields} - {"item_id", "position"}   # these two come of themselves
         self._fits = not self._known                        # a field of the schema has come
@@ -65,23 +66,27 @@ class FileEvents:
         self._broken = broken
         self._last_us = 0
         self._written = 0
+        self._piece: list[tuple[int, int, bytes]] = []      # events that wait to be joined
+        self._rows = array("q")                             # of the file, by the event's offset
         self._group_of_event: list[int] = []                # by the event's offset
 
-    def feed(self, record: EventRecord) -> None:
-        """The next event of the file."""
-        if not self.join.next_offset:
-            self._feed(record.time_us, opening_tick(record.time_us), NO_GROUP)
-        unusable = len(self.join.dead_letters)
-        self._feed(record.time_us, record.value, self._names.number(record.group) if self._names is not None else NO_GROUP)
-        if self._broken is not None:
-            for letter in self.join.dead_letters[unusable:]:
-                self._broken.add(BadRow(record.row, letter.text))
+    def feed(self, record: EventRecord) -> bool:
+        """The next event of the file. Whether it was joined, with those before it: they are read together."""
+        if not self._rows:
+            self._add(record.time_us, opening_tick(record.time_us), NO_GROUP, record.row)
+        group = NO_GROUP if self._names is None else self._names.number(record.group)
+        self._add(record.time_us, record.value, group, record.row)
         self._last_us = max(self._last_us, record.time_us)
+        if len(self._piece) < PIECE_EVENTS:
+            return False
+        self._join()
+        return True
 
     def close(self) -> None:
         """No more will come: every window closes, and so does the last batch."""
         if self._last_us:
-            self._feed(self._last_us, closing_tick(self._settings, self._last_us), NO_GROUP)
+            self._add(self._last_us, closing_tick(self._settings, self._last_us), NO_GROUP, self._rows[-1])
+        self._join()
 
     def offer(self, flush: bool = False) -> None:
         """Let the intake have what the join has made final. Raises ConfigError for events of another schema altogether."""
@@ -103,16 +108,26 @@ class FileEvents:
         """Of rows, by the offsets of their impressions."""
         return np.array(self._group_of_event, np.int64)[impressions]
 
-    def _feed(self, time_us: int, value: bytes, group: int) -> None:
-        offset = self.join.next_offset
-        self.join.feed(offset, time_us, value)
+    def _add(self, time_us: int, value: bytes, group: int, row: int) -> None:
+        self._piece.append((len(self._rows), time_us, value))
+        self._rows.append(row)
         if self._names is not None:
             self._group_of_event.append(group)
+
+    def _join(self) -> None:
+        """Join what waits."""
+        piece, self._piece = self._piece, []
+        unusable = len(self.join.dead_letters)
+        self.join.feed_all(piece)
+        if self._broken is not None:
+            for letter in self.join.dead_letters[unusable:]:
+                self._broken.add(BadRow(self._rows[letter.offset], letter.text))
         if self._second is not None:
-            self._second.ahead(offset, time_us, value)
-            self._behind.append((offset, time_us, value))
-            while self._behind and self._second.may_follow(*self._behind[0]):
-                self._second.behind(*self._behind.popleft())
+            for record in piece:
+                self._second.ahead(record)
+                self._behind.append(record)
+                while self._behind and self._second.may_follow(*self._behind[0]):
+                    self._second.behind(self._behind.popleft())
 
 
 def _some(names: Iterable[str], most: int = 4) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ops.evaluate import NothingLearnt
-from ops.file_events import FEED_EVERY, FileEvents, for_files
+from ops.file_events import FileEvents, for_files
 from ops.formats import Broken, EventRecord
 from schemas import fields
 from schemas.config import Settings
@@ -81,9 +81,8 @@ def train(
         # 1. Learn.
         newest_us = 0
         for record in records:
-            events.feed(record)
             newest_us = max(newest_us, record.time_us)
-            if events.join.next_offset % FEED_EVERY == 0:
+            if events.feed(record):
                 learn()
         events.close()
         learn(flush=True)

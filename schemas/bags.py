@@ -80,11 +80,18 @@ class Bags:
         return np.ones(len(self.ids), np.float32) if self.values is None else self.values
 
 
+_set_fields, _set_ids, _set_values, _set_lengths = (
+    vars(Bags)[name].__set__ for name in ("fields", "ids", "values", "lengths")
+)
+
+
 def made(fields: int, ids: Ids, values: Floats | None, lengths: Lengths | None) -> Bags:
     """Bags of parts that fit together by construction: checking a slate costs as much as joining it."""
     bags = object.__new__(Bags)
-    for name, part in (("fields", fields), ("ids", ids), ("values", values), ("lengths", lengths)):
-        object.__setattr__(bags, name, part)
+    _set_fields(bags, fields)
+    _set_ids(bags, ids)
+    _set_values(bags, values)
+    _set_lengths(bags, lengths)
     return bags
 
 

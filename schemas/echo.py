@@ -2,7 +2,7 @@
 
 Little-endian: format u8 = 1 · flags u8 (1 = lengths, 2 = values) · schema digest u64 · fields F u16 · lengths F x u16 ·
 ids n x u64 · values n x f32 · checksum u32 (low half of xxh3_64 of all before it). Training-only fields stand in it at
-their served value: `with_training_fields` puts the true ones in their place.
+their served value: `TrainingFields` puts the true ones in their place.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 
 from schemas.bags import Bags, made
 from schemas.errors import BadEvent
-from schemas.fields import Encoder, FieldSchema, Slate
+from schemas.fields import Encoder, FieldSchema, Slates
 
 FORMAT = 1
 _LENGTHS, _VALUES = 1, 2
 _HEAD = struct.Struct("<BBQH")  # format, flags, schema digest, fields
 _SUM = struct.Struct("<I")
+_NONE = Bags(1, np.empty(0, np.uint64))
 
 
 def encode(bags: Bags, schema_digest: int) -> list[bytes]:
@@ -74,55 +75,53 @@ def to_bags(echoes: Sequence[bytes], schema: FieldSchema) -> Bags | None:
     return _rows(echoes, flags, fields)
 
 
-def with_training_fields(bags: Bags, schema: FieldSchema, slate: Slate) -> Bags:
-    """`bags` (a row per item of `slate`) with the training-only fields at their true values instead of the served ones.
+class TrainingFields:
+    """The fields of a schema that are known only after showing: an echo holds what they were served with."""
 
-    The other features of `slate` are not read. Raises BadEvent for a value that its field cannot take.
-    """
-    encoder = _training_encoder(schema)
-    if encoder is None:
-        return bags
-    names = [spec.name for spec in encoder.schema.fields]
-    true, _ = encoder.encode(
-        Slate(
-            slate.item_ids,
-            {name: slate.context[name] for name in names if name in slate.context},
-            {name: slate.columns[name] for name in names if name in slate.columns},
-            slate.positions,
-        )
-    )
-    rows, f, t = len(bags), bags.fields, true.fields
-    where = [place for place, spec in enumerate(schema.fields) if spec.training_only]
-    own = bags.all_lengths()                                                            # (B·F,)
-    if (own.reshape(rows, f)[:, where] == 1).all() and len(true.ids) == rows * t:       # one for one, as nearly always
-        at = (own.cumsum(dtype=np.intp) - own).reshape(rows, f)[:, where].reshape(-1)   # (B·T,)
-        ids, values = bags.ids.copy(), None
-        ids[at] = true.ids
+    def __init__(self, schema: FieldSchema) -> None:
+        own = tuple(spec for spec in schema.fields if spec.training_only)
+        self._where = [place for place, spec in enumerate(schema.fields) if spec.training_only]
+        self._names = frozenset(spec.name for spec in own)
+        self._encoder = Encoder(FieldSchema(schema.name, own), training=True) if own else None
+
+    def of(self, slates: Slates) -> list[Bags | BadEvent]:
+        """Their true values in each slate, as bags of these fields alone; or what is wrong with them. No other is read."""
+        if self._encoder is None:
+            return [_NONE] * len(slates.counts)
+        return self._encoder.encode_all(slates._replace(
+            context={name: given for name, given in slates.context.items() if name in self._names},
+            columns={name: given for name, given in slates.columns.items() if name in self._names},
+        ))
+
+    def put(self, true: Bags, bags: Bags) -> Bags:
+        """`bags` of all fields with the true values instead of the served ones, row by row."""
+        if self._encoder is None:
+            return bags
+        rows, f, t = len(bags), bags.fields, true.fields
+        where = self._where
+        own = bags.all_lengths()                                                            # (B·F,)
+        if (own.reshape(rows, f)[:, where] == 1).all() and len(true.ids) == rows * t:       # one for one, as nearly always
+            at = (own.cumsum(dtype=np.intp) - own).reshape(rows, f)[:, where].reshape(-1)   # (B·T,)
+            ids, values = bags.ids.copy(), None
+            ids[at] = true.ids
+            if bags.values is not None or true.values is not None:
+                values = bags.all_values().copy()
+                values[at] = true.all_values()
+            return made(f, ids, values, bags.lengths)
+        places = np.arange(rows * f).reshape(rows, f)                                       # (B, F) bags of both, in a row
+        places[:, where] = rows * f + np.arange(rows * t).reshape(rows, t)
+        chosen = places.reshape(-1)                                                         # (B·F,)
+        lengths = np.concatenate((own, true.all_lengths()))                                 # (B·F + B·T,)
+        count = lengths[chosen].astype(np.int64)
+        starts = lengths.cumsum(dtype=np.int64) - lengths
+        inside = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
+        source = np.repeat(starts[chosen], count) + inside                                  # (n',)
+        ids = np.concatenate((bags.ids, true.ids))[source]
+        values = None
         if bags.values is not None or true.values is not None:
-            values = bags.all_values().copy()
-            values[at] = true.all_values()
-        return made(f, ids, values, bags.lengths)
-    places = np.arange(rows * f).reshape(rows, f)                                       # (B, F) bags of both, in a row
-    places[:, where] = rows * f + np.arange(rows * t).reshape(rows, t)
-    chosen = places.reshape(-1)                                                         # (B·F,)
-    lengths = np.concatenate((own, true.all_lengths()))                                 # (B·F + B·T,)
-    count = lengths[chosen].astype(np.int64)
-    starts = lengths.cumsum(dtype=np.int64) - lengths
-    inside = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
-    source = np.repeat(starts[chosen], count) + inside                                  # (n',)
-    ids = np.concatenate((bags.ids, true.ids))[source]
-    values = None
-    if bags.values is not None or true.values is not None:
-        values = np.concatenate((bags.all_values(), true.all_values()))[source]
-    one_each = bags.lengths is None and true.lengths is None
-    return Bags(f, ids, values, None if one_each else lengths[chosen])
-
-
-@lru_cache(maxsize=8)
-def _training_encoder(schema: FieldSchema) -> Encoder | None:
-    """An encoder of the training-only fields alone; None where the schema has none."""
-    fields = tuple(spec for spec in schema.fields if spec.training_only)
-    return Encoder(FieldSchema(schema.name, fields), training=True) if fields else None
+            values = np.concatenate((bags.all_values(), true.all_values()))[source]
+        one_each = bags.lengths is None and true.lengths is None
+        return Bags(f, ids, values, None if one_each else lengths[chosen])
 
 
 @lru_cache(maxsize=8)

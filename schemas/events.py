@@ -1,5 +1,6 @@
 """Events as bytes → events as values. Two forms, told apart by the first byte: `{` is JSON, all else is protobuf.
 
+Impressions that come together are read together: their features stand in columns over all of them (schemas/columns.py).
 Every way in which an event can be unusable ends in a BadEvent with a reason that is counted and a text for a person.
 """
 
@@ -8,16 +9,18 @@ from __future__ import annotations
 import base64
 import binascii
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from functools import lru_cache
+from itertools import chain
 from typing import Any, NamedTuple
 
 import orjson
 from google.protobuf.message import DecodeError
 
+from schemas.bags import Bags
+from schemas.columns import from_packed
 from schemas.errors import BadEvent
-from schemas.fields import ReadyId, Slate
+from schemas.fields import Slate, Slates, one_slate, together
 from schemas.proto import events_pb2
 
 MAX_ITEMS = 1000
@@ -28,14 +31,22 @@ _TIME_LIMIT_US = 253_402_300_800_000_000  # the year 10000
 
 
 class Impression(NamedTuple):
-    """A slate that was shown. time_us: event time. served_probability, served_version: what ranked it, if told."""
+    """A slate that was shown. time_us: event time. slates: what it was read with, and place: which of them it is.
+    served_probability, served_version: what ranked it, if told."""
 
     impression_id: str
     time_us: int
-    slate: Slate
+    item_ids: Sequence[str]
+    slates: Slates
+    place: int = 0
     served_probability: Sequence[float] | None = None  # one per item, NaN = not given
     served_version: int = 0                            # 0 = not given
     echo: Sequence[bytes] | None = None                # one per item, as Score returned it
+
+    @property
+    def slate(self) -> Slate:
+        """It alone, as plain values."""
+        return self.slates.slate(self.place)
 
 
 class Action(NamedTuple):
@@ -61,13 +72,41 @@ Event = Impression | Action | Tick
 
 def parse(record: bytes | None) -> Event:
     """One Kafka record's value. Raises BadEvent."""
-    if not record:
-        raise BadEvent("empty", "the record has no value")
-    if len(record) > MAX_BYTES:
-        raise BadEvent("too_large", f"{len(record):,} bytes, at most {MAX_BYTES:,}: send fewer items or features a slate")
-    if record[0] == 0x7B:
-        return _from_json(record)
-    return _from_protobuf(record)
+    (event,) = parse_all([record])
+    if isinstance(event, BadEvent):
+        raise event
+    return event
+
+
+def parse_all(records: Sequence[bytes | None]) -> list[Event | BadEvent]:
+    """The values of many records: of each its event, or what is wrong with it, whatever the others are."""
+    opened = list(map(_opened, records))
+    unpacked = iter(_unpacked([one for one in opened if isinstance(one, _Packed)]))
+    plain = iter(_together([one for one in opened if isinstance(one, Impression)]))
+    return [
+        next(unpacked) if isinstance(one, _Packed) else next(plain) if isinstance(one, Impression) else one for one in opened
+    ]
+
+
+def _opened(record: bytes | None) -> Event | _Packed | BadEvent:
+    """What can be said of a record by itself."""
+    try:
+        if not record:
+            raise BadEvent("empty", "the record has no value")
+        if len(record) > MAX_BYTES:
+            raise BadEvent("too_large", f"{len(record):,} bytes, at most {MAX_BYTES:,}: send fewer items or features a slate")
+        return _from_json(record) if record[0] == 0x7B else _from_protobuf(record)
+    except BadEvent as bad:
+        return bad
+
+
+def encoded(shown: Sequence[Impression], encode: Callable[[Slates], Sequence[Bags | BadEvent]]) -> list[Bags | BadEvent]:
+    """What `encode` makes of each impression; it is asked once for all that were read together."""
+    made: dict[int, Sequence[Bags | BadEvent]] = {}
+    for one in shown:
+        if id(one.slates) not in made:
+            made[id(one.slates)] = encode(one.slates)
+    return [made[id(one.slates)][one.place] for one in shown]
 
 
 # --- JSON ---------------------------------------------------------------------------------------------------------
@@ -112,10 +151,19 @@ def _impression_from_json(event: dict[str, Any], impression_id: str, time_us: in
             echo = [base64.b64decode(item.get("echo") or "", validate=True) for item in items]
         except (binascii.Error, TypeError, ValueError) as wrong:
             raise BadEvent("bad_echo", f"echo: base64 text as Score returned it ({wrong})") from wrong
-    return _impression(
-        impression_id, time_us, Slate(ids, context, columns, positions), probability,
-        version if isinstance(version, int) else 0, echo,
+    _check(ids, positions, probability, echo)
+    return Impression(
+        impression_id, time_us, ids, one_slate(Slate(ids, context, columns, positions)), 0, probability,
+        _version(version) if isinstance(version, int) else 0, echo,
     )
+
+
+def _together(shown: list[Impression]) -> list[Impression]:
+    """Impressions read one by one, as if they had been read at once."""
+    if len(shown) < 2:
+        return shown
+    slates = together([one.slates for one in shown])
+    return [one._replace(slates=slates, place=place) for place, one in enumerate(shown)]
 
 
 def columns_from_rows(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
@@ -185,7 +233,21 @@ def _in_range(time_us: int, key: str) -> int:
 # --- protobuf -----------------------------------------------------------------------------------------------------
 
 
-def _from_protobuf(record: bytes) -> Event:
+class _Packed(NamedTuple):
+    """An impression whose columns are bytes."""
+
+    impression_id: str
+    time_us: int
+    item_ids: list[str]
+    context: Sequence[bytes]
+    items: Sequence[bytes]
+    positions: list[int] | None
+    served_probability: list[float] | None
+    served_version: int
+    echo: list[bytes] | None
+
+
+def _from_protobuf(record: bytes) -> Action | Tick | _Packed:
     try:
         event = events_pb2.PackedEvent.FromString(record)
     except DecodeError as wrong:
@@ -209,72 +271,41 @@ def _from_protobuf(record: bytes) -> Event:
     impression_id = shown.impression_id
     if not impression_id:
         raise BadEvent("missing_key", "needs impression_id")
-    item_ids, context, items = shown.item_id[:], list(map(_single, shown.context)), shown.items
-    if len(item_ids) == 1:
-        columns = {name: [value] for name, value in _by_name(list(map(_single, items))).items()}
-    else:
-        columns = _by_name([_column(_message(column), len(item_ids)) for column in items])
-    slate = Slate(item_ids, _by_name(context), columns, shown.position[:] or None)
-    return _impression(
-        impression_id, _in_range(shown.time_us, "time_us"), slate, shown.served_probability[:] or None,
-        shown.model.version, shown.echo[:] or None,
+    found = _Packed(
+        impression_id, _in_range(shown.time_us, "time_us"), shown.item_id[:], shown.context[:], shown.items[:],
+        shown.position[:] or None, shown.served_probability[:] or None, _version(shown.model.version), shown.echo[:] or None,
     )
-
-
-def columns_from_proto(columns: Sequence[events_pb2.Column], entries: int) -> dict[str, list[Any]]:
-    """Columns → one list per field with `entries` entries: a value, None, or a tuple for a set. Raises BadEvent."""
-    return _by_name([_column(column, entries) for column in columns])
-
-
-@lru_cache(maxsize=1 << 16)   # about 30 MB
-def _single(column: bytes) -> tuple[str, Any]:
-    """Name and value of a column of one entry. The same ones come again and again, and are remembered by their bytes."""
-    name, values = _column(_message(column), 1)
-    return name, values[0]
-
-
-def _message(column: bytes) -> events_pb2.Column:
-    try:
-        return events_pb2.Column.FromString(column)
-    except DecodeError as wrong:
-        raise BadEvent("garbage", "a column that is no freshet.events.v1.Column") from wrong
-
-
-def _by_name(columns: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(columns)
-    if len(found) < len(columns):
-        names = [name for name, _ in columns]
-        raise BadEvent("field_twice", f"column {max(names, key=names.count)!r}: each field once, by name")
+    _check(found.item_ids, found.positions, found.served_probability, found.echo)
     return found
 
 
-def _column(column: events_pb2.Column, entries: int) -> tuple[str, list[Any]]:
-    """A column's name and entries."""
-    name = column.field
-    if not name:
-        raise BadEvent("missing_key", "column '': each field once, by name")
-    strings, numbers, ids, lengths = column.strings, column.numbers, column.ids, column.lengths[:]
-    if bool(strings) + bool(numbers) + bool(ids) > 1:
-        raise BadEvent("wrong_type", f"column {name}: fill one of strings, numbers and ids")
-    values: list[Any] = strings[:] if strings else numbers[:] if numbers else [ReadyId(one) for one in ids]
-    if numbers and not math.isfinite(sum(values)) and not all(map(math.isfinite, values)):  # a sum may overflow
-        raise BadEvent("not_finite", f"column {name}: numbers must be finite; leave an entry out with lengths 0")
-    if not lengths:
-        if len(values) != entries:
-            raise BadEvent("ragged_columns", f"column {name}: {len(values)} values for {entries} entries")
-        return name, values
-    if len(lengths) != entries or sum(lengths) != len(values):
-        raise BadEvent(
-            "ragged_columns",
-            f"column {name}: {len(lengths)} lengths adding up to {sum(lengths)}, "
-            f"for {entries} entries and {len(values)} values",
+def _unpacked(packed: Sequence[_Packed]) -> list[Impression | BadEvent]:
+    """Their columns read together; where some cannot be used, by halves, until it is known which."""
+    if not packed:
+        return []
+    try:
+        slates = _slates(packed)
+    except BadEvent as bad:
+        half = len(packed) // 2
+        return _unpacked(packed[:half]) + _unpacked(packed[half:]) if half else [bad]
+    return [
+        Impression(
+            one.impression_id, one.time_us, one.item_ids, slates, place, one.served_probability, one.served_version, one.echo
         )
-    entries_of: list[Any] = []
-    flat, start = tuple(values), 0
-    for length in lengths:
-        entries_of.append(flat[start] if length == 1 else flat[start : start + length] or None)
-        start += length
-    return name, entries_of
+        for place, one in enumerate(packed)
+    ]
+
+
+def _slates(packed: Sequence[_Packed]) -> Slates:
+    counts = [len(one.item_ids) for one in packed]
+    positions: list[int] | None = None
+    if any(one.positions for one in packed):
+        positions = list(chain.from_iterable(one.positions or [0] * len(one.item_ids) for one in packed))
+    return Slates(
+        counts, list(chain.from_iterable(one.item_ids for one in packed)),
+        from_packed([one.context for one in packed], [1] * len(packed)),
+        from_packed([one.items for one in packed], counts), positions,
+    )
 
 
 # --- both ---------------------------------------------------------------------------------------------------------
@@ -294,20 +325,25 @@ def check_items(item_ids: Sequence[str]) -> None:
         raise BadEvent("missing_key", f"item {list(item_ids).index('')} has no id")
 
 
-def _impression(
-    impression_id: str, time_us: int, slate: Slate, probability: list[float] | None, version: int,
-    echo: list[bytes] | None,
-) -> Impression:
-    check_items(slate.item_ids)
-    items = len(slate.item_ids)
-    for name, column in (("position", slate.positions), ("served_probability", probability), ("echo", echo)):
+def _check(
+    item_ids: Sequence[str], positions: list[int] | None, probability: list[float] | None, echo: list[bytes] | None
+) -> None:
+    """What an impression says of its items, each once. Raises BadEvent."""
+    check_items(item_ids)
+    items = len(item_ids)
+    for name, column in (("position", positions), ("served_probability", probability), ("echo", echo)):
         if column is not None and len(column) != items:
             raise BadEvent("ragged_columns", f"{name}: {len(column)} entries for {items} items")
-    if slate.positions is not None and not (min(slate.positions) >= 0 and max(slate.positions) <= 65535):
+    if positions is not None and not (min(positions) >= 0 and max(positions) <= 65535):
         raise BadEvent("wrong_type", "position: from 1 (first place), 0 = not given")
-    if probability is not None and [one for one in probability if one < 0 or one > 1]:
+    within = probability is None or (min(probability) >= 0 and max(probability) <= 1)   # not so where a NaN stands first
+    if not within and any(one < 0 or one > 1 for one in probability or ()):
         raise BadEvent("wrong_type", "served_probability: from 0 to 1")
-    return Impression(impression_id, time_us, slate, probability, version if 0 <= version < 1 << 64 else 0, echo)
+
+
+def _version(version: int) -> int:
+    """0 where it is none."""
+    return version if 0 <= version < 1 << 64 else 0
 
 
 def tick_bytes(tick: Tick) -> bytes:

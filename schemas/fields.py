@@ -11,6 +11,7 @@ import math
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, chain, repeat
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -30,7 +31,8 @@ MAX_UNKNOWN = 1000    # names of unknown fields that are counted apart; whatever
 CACHE_ENTRIES = 1 << 20  # ids remembered per field: about 100 MB at worst, then forgotten all at once
 CACHE_SETS = 1 << 16     # sets of texts remembered per field, the same way
 
-_KEYS = {"name", "number", "kind", "side", "transform", "pool", "training_only", "served_value", "slice"}
+_NOTHING = (None,)
+_KEYS = {"name", "number", "kind", "side", "transform", "pool", "training_only", "served_value", "slice", "values"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,7 +44,8 @@ class Field:
     log_bins_and_log = the same, and sign(v)·ln(1+|v|) beside it, 0 where missing, for models that read it (schemas/models);
     raw = one learnt row times the number, clipped to ±1e6; log = the same times sign(v)·ln(1+|v|).
     training_only: known only after showing (position); scores are computed with served_value.
-    slice: metrics are kept per value.
+    slice: metrics are kept per value. values: names of values that metrics are to show by; others show as their ids, which is
+    all that the trainer sees of them.
     """
 
     name: str
@@ -54,6 +57,7 @@ class Field:
     training_only: bool = False
     served_value: str | None = None
     slice: bool = False
+    values: tuple[str, ...] = ()
 
     @property
     def binned(self) -> bool:
@@ -158,6 +162,72 @@ class Slate(NamedTuple):
     positions: Sequence[int] | None = None
 
 
+class Slates(NamedTuple):
+    """Many slates, in columns as a whole.
+
+    counts: items of each slate. item_ids: of all, slate after slate. context: field → one entry per slate. columns: field →
+    one entry per item, or a single one that all share. A slate that lacks a field has None there. positions: one per item,
+    0 = not given.
+    """
+
+    counts: Sequence[int]
+    item_ids: Sequence[str]
+    context: Mapping[str, Sequence[Any]]
+    columns: Mapping[str, Sequence[Any]]
+    positions: Sequence[int] | None = None
+
+    def slate(self, place: int) -> Slate:
+        """One of them."""
+        start = sum(self.counts[:place])
+        stop = start + self.counts[place]
+        return Slate(
+            self.item_ids[start:stop], {name: given[place] for name, given in self.context.items() if given[place] is not None},
+            {name: own for name, given in self.columns.items() if (own := given[start:stop]).count(None) < len(own)},
+            None if self.positions is None else self.positions[start:stop],
+        )
+
+    def part(self, start: int, stop: int) -> Slates:
+        """Those from start to stop."""
+        first = sum(self.counts[:start])
+        rows = slice(first, first + sum(self.counts[start:stop]))
+        return Slates(
+            self.counts[start:stop], self.item_ids[rows], {name: given[start:stop] for name, given in self.context.items()},
+            {name: given if len(given) == 1 else given[rows] for name, given in self.columns.items()},
+            None if self.positions is None else self.positions[rows],
+        )
+
+
+def one_slate(slate: Slate) -> Slates:
+    """A slate by itself."""
+    return Slates(
+        (len(slate.item_ids),), slate.item_ids, {name: (value,) for name, value in slate.context.items()}, slate.columns,
+        slate.positions,
+    )
+
+
+def together(parts: Sequence[Slates]) -> Slates:
+    """One after the other; their columns have an entry for each item."""
+    if len(parts) == 1:
+        return parts[0]
+    positions: list[int] | None = None
+    if any(part.positions is not None for part in parts):
+        positions = [place for part in parts for place in part.positions or [0] * len(part.item_ids)]
+    return Slates(
+        [count for part in parts for count in part.counts], [item for part in parts for item in part.item_ids],
+        _end_to_end([(part.context, len(part.counts)) for part in parts]),
+        _end_to_end([(part.columns, len(part.item_ids)) for part in parts]), positions,
+    )
+
+
+def _end_to_end(parts: Sequence[tuple[Mapping[str, Sequence[Any]], int]]) -> dict[str, list[Any]]:
+    """Columns of parts of so many entries → columns of all."""
+    names = dict.fromkeys(chain.from_iterable(columns for columns, _ in parts))
+    return {
+        name: list(chain.from_iterable(own[name] if name in own else repeat(None, entries) for own, entries in parts))
+        for name in names
+    }
+
+
 class ReadyId(int):
     """A value that its producer has hashed already."""
 
@@ -183,82 +253,118 @@ class Encoder:
 
         Raises BadEvent for a value that its field cannot take, naming field and item.
         """
-        items = len(slate.item_ids)
-        strange: list[str] = []
-        if not (slate.context.keys() <= self._context and slate.columns.keys() <= self._items):
-            strange = self._strange(slate)
+        slates = one_slate(slate)
+        return self._encoded(slates)[0], self._strange(slates)
+
+    def encode_all(self, slates: Slates) -> list[Bags | BadEvent]:
+        """The rows of each slate, which share their arrays; or what is wrong with it."""
+        try:
+            found = self._encoded(slates)
+        except BadEvent as bad:
+            half = len(slates.counts) // 2
+            if not half:
+                return [bad]
+            return self.encode_all(slates.part(0, half)) + self.encode_all(slates.part(half, len(slates.counts)))
+        self._strange(slates)
+        return [*found]
+
+    def _encoded(self, slates: Slates) -> list[Bags]:
+        counts = slates.counts
+        rows = len(slates.item_ids)
         bags: list[_Strand] = []
-        weights: dict[int, list[float]] = {}               # place of a field with real values → the value of each item
+        weights: dict[int, list[float]] = {}             # place of a field with real values → the value of each entry
         for column in self._columns:
-            if column.plain:
-                bags.append(column.shared(slate.context))
-                continue
-            bag, real = column.bags(slate, items)
+            bag, real = column.bags(slates)
             if real is not None:
                 weights[len(bags)] = real
             bags.append(bag)
 
         # Ids are bytes until here: joining 340 of them costs 4 µs, an array of as many Python numbers 9.
-        ids = np.frombuffer(_interleaved(bags, items), "<u8")                      # (n,)
+        ids = np.frombuffer(_interleaved(bags, counts, rows), "<u8")               # (n,)
         lengths: NDArray[np.uint16] | None = None
         values: NDArray[np.float32] | None = None
         if self._sets:
-            counts: list[_Strand] = [_COUNTS[1]] * len(bags)
+            per_bag = np.ones((rows, len(bags)), np.uint16)                        # (N, F)
             for place in self._sets:
-                bag = bags[place]
-                counts[place] = _count(bag) if isinstance(bag, bytes) else list(map(_count, bag))
-            lengths = np.frombuffer(_interleaved(counts, items), "<u2")            # (items·F,)
+                per_bag[:, place] = _by_row([len(bag) >> 3 for bag in bags[place]], np.uint16, counts, rows)
+            lengths = per_bag.reshape(-1)                                          # (N·F,)
         if self._has_values:
-            per_bag = np.ones((items, len(bags)), np.float32)                      # (items, F)
+            given = np.ones((rows, len(bags)), np.float32)                         # (N, F)
             for place, real in weights.items():
-                per_bag[:, place] = real
-            values = per_bag.reshape(-1) if lengths is None else np.repeat(per_bag.reshape(-1), lengths)  # (n,)
-        return made(len(bags), ids, values, lengths), strange
+                given[:, place] = _by_row(real, np.float32, counts, rows)
+            values = given.reshape(-1) if lengths is None else np.repeat(given.reshape(-1), lengths)  # (n,)
+        whole = made(len(bags), ids, values, lengths)
+        return [whole] if len(counts) == 1 else _cut(whole, counts)
 
-    def _strange(self, slate: Slate) -> list[str]:
-        found = [name for name in slate.context if name not in self._context]
-        found += [name for name in slate.columns if name not in self._items]
-        for name in found:
+    def _strange(self, slates: Slates) -> list[str]:
+        """Names of fields that the schema does not know; counted, once for each slate that has one."""
+        if slates.context.keys() <= self._context and slates.columns.keys() <= self._items:
+            return []
+        found = {name: len(given) - given.count(None) for name, given in slates.context.items() if name not in self._context}
+        ends = list(accumulate(slates.counts))
+        for name, given in slates.columns.items():
+            if name not in self._items:
+                own = [given[end - count : end] for count, end in zip(slates.counts, ends, strict=True)]
+                found[name] = found.get(name, 0) + sum(any(value is not None for value in values) for values in own)
+        for name, times in found.items():
             known = name if name in self.unknown or len(self.unknown) < MAX_UNKNOWN else "…"
-            self.unknown[known] = self.unknown.get(known, 0) + 1
-        return found
+            self.unknown[known] = self.unknown.get(known, 0) + times
+        return list(found)
 
 
-_Strand = bytes | list[bytes]   # of one field: what all items share, or a piece per item
+_Strand = list[bytes]   # of one field: a piece per item, a piece per slate, or one for all
 
 
-def _interleaved(strands: Sequence[_Strand], items: int) -> bytes:
+def _interleaved(strands: Sequence[_Strand], counts: Sequence[int], rows: int) -> bytes:
     """Item by item, the pieces of all strands."""
-    runs: list[list[bytes]] = []
-    shared = b""
+    runs: list[_Strand] = []
+    shared: list[_Strand] = []
     for strand in strands:
-        if isinstance(strand, bytes):
-            shared += strand
+        if len(strand) < rows:
+            shared.append(strand if len(strand) == len(counts) else strand * len(counts))
             continue
         if shared:
-            runs.append([shared] * items)
-            shared = b""
+            runs.append(_by_item(shared, counts))
+            shared = []
         runs.append(strand)
-    if not runs:
-        return shared * items
     if shared:
-        runs.append([shared] * items)
-    pieces = [b""] * (items * len(runs))
+        runs.append(_by_item(shared, counts))
+    pieces = [b""] * (rows * len(runs))
     for place, run in enumerate(runs):
         pieces[place :: len(runs)] = run
     return b"".join(pieces)
 
 
-_COUNTS = [count.to_bytes(2, "little") for count in range(MAX_SET + 1)]
+def _by_item(strands: Sequence[_Strand], counts: Sequence[int]) -> _Strand:
+    """Strands with a piece per slate, as one with a piece per item."""
+    joined = strands[0] if len(strands) == 1 else map(b"".join, zip(*strands, strict=True))
+    return list(chain.from_iterable(map(repeat, joined, counts)))
 
 
-def _count(bag: bytes) -> bytes:
-    """How many ids."""
-    return _COUNTS[len(bag) >> 3]
+def _by_row(given: Sequence[float], kind: type, counts: Sequence[int], rows: int) -> Any:
+    """(N,), (S,) or a single one → what fills N rows."""
+    if len(given) == 1:
+        return given[0]
+    found: NDArray[Any] = np.array(given, kind)
+    return found if len(found) == rows else np.repeat(found, counts)
+
+
+def _cut(whole: Bags, counts: Sequence[int]) -> list[Bags]:
+    """So many rows each, without copying."""
+    f = whole.fields
+    bounds = [0, *(rows * f for rows in accumulate(counts))]                       # (S + 1,) of bags
+    places = bounds                                                                # (S + 1,) of ids
+    if whole.lengths is not None:
+        places = [0, *np.add.reduceat(whole.lengths, bounds[:-1], dtype=np.int64).cumsum().tolist()]
+    return [
+        made(f, whole.ids[start:stop], None if whole.values is None else whole.values[start:stop],
+             None if whole.lengths is None else whole.lengths[first:last])
+        for start, stop, first, last in zip(places, places[1:], bounds, bounds[1:], strict=False)
+    ]
 
 
 class _Ids(dict[Any, bytes]):
-    """Values of one type → their ids, 8 bytes little-endian each; made when first asked for.
+    """Values of one type, and None → their ids, 8 bytes little-endian each; made when first asked for.
 
     One type, because 1, 1.0 and True are equal as keys and not as values. Raises _OtherType for another.
     """
@@ -269,7 +375,7 @@ class _Ids(dict[Any, bytes]):
         self._kind, self._make = kind, make
 
     def __missing__(self, value: Any) -> bytes:
-        if type(value) is not self._kind:
+        if type(value) is not self._kind and value is not None:
             raise _OtherType
         found = self._make(value)
         if len(self) >= CACHE_ENTRIES:
@@ -279,19 +385,26 @@ class _Ids(dict[Any, bytes]):
 
 
 class _Sets(dict[Any, bytes]):
-    """Tuples → the ids of a set. Those of texts alone are remembered: (1,) and (True,) are equal as keys."""
+    """Tuples → the ids of a set; a text or None as a set of one or none. Raises _OtherType for anything else.
+
+    Those of texts alone are remembered: (1,) and (True,) are equal as keys.
+    """
 
     __slots__ = ("_make",)
 
-    def __init__(self, make: Callable[[Any], bytes]) -> None:
+    def __init__(self, make: Callable[[Sequence[Any]], bytes]) -> None:
         self._make = make
 
-    def __missing__(self, values: tuple[Any, ...]) -> bytes:
+    def __missing__(self, value: Any) -> bytes:
+        values = value if type(value) is tuple else (value,)
+        texts = all(type(one) is str for one in values)
+        if not texts and values is not value and value is not None:
+            raise _OtherType
         found = self._make(values)
-        if all(type(one) is str for one in values):
+        if texts or value is None:
             if len(self) >= CACHE_SETS:
                 self.clear()
-            self[values] = found
+            self[value] = found
         return found
 
 
@@ -314,15 +427,13 @@ class _OtherType(TypeError):
 class _Column(dict[type, _Ids | _Sets | _Each]):
     """One field of a slate → bags, each the bytes of its ids laid end to end. As a mapping: a type → its values' bags."""
 
-    __slots__ = ("_logged", "_missing", "_name", "_present", "_real", "_served", "plain", "spec")
+    __slots__ = ("_logged", "_missing", "_name", "_present", "_real", "_served", "spec")
 
     def __init__(self, spec: Field, training: bool) -> None:
         super().__init__()
         self.spec = spec
         self._name = spec.name
-        amount = spec.kind == "numeric" and spec.transform != "log_bins"
         self._real, self._logged = spec.kind == "numeric" and not spec.binned, spec.with_log
-        self.plain = spec.side == "context" and not amount and (training or not spec.training_only)   # `shared` is enough
         self._served = (spec.served_value,) if spec.training_only and not training else None
         self._missing = _as_bytes(hash_missing(spec.number))
         self._present = _as_bytes(hash_value(spec.number, b"value"))
@@ -340,19 +451,12 @@ class _Column(dict[type, _Ids | _Sets | _Each]):
         self[kind] = found
         return found
 
-    def shared(self, context: Mapping[str, Any]) -> bytes:
-        """The bag that all items of a slate share."""
-        value = context.get(self._name)
-        try:
-            return self[type(value)][value]
-        except BadEvent as bad:
-            raise BadEvent(bad.reason, f"field {self._name}: {bad}") from bad
-
-    def bags(self, slate: Slate, items: int) -> tuple[_Strand, list[float] | None]:
-        """A bag per item, or a single one that all items share; and for real-valued numbers the value of each."""
-        given = self._given(slate)
-        if len(given) not in (1, items):
-            raise BadEvent("ragged_columns", f"field {self._name}: {len(given)} entries for {items} items")
+    def bags(self, slates: Slates) -> tuple[_Strand, list[float] | None]:
+        """A bag per item, one per slate, or one for all; and for real-valued numbers the value of each."""
+        given = self._given(slates)
+        entries = len(slates.counts if self.spec.side == "context" else slates.item_ids)
+        if len(given) not in (1, entries):
+            raise BadEvent("ragged_columns", f"field {self._name}: {len(given)} entries for {entries} items")
         try:
             if self._real:
                 return self._amounts(given)
@@ -360,28 +464,35 @@ class _Column(dict[type, _Ids | _Sets | _Each]):
         except BadEvent as bad:
             raise BadEvent(bad.reason, f"field {self._name}: {bad}") from bad
 
-    def _given(self, slate: Slate) -> Sequence[Any]:
+    def _given(self, slates: Slates) -> Sequence[Any]:
         if self._served is not None:
             return self._served
         if self.spec.side == "context":
-            return (slate.context.get(self._name),)
-        if self._name in slate.columns:
-            return slate.columns[self._name]
+            return slates.context.get(self._name, _NOTHING)
+        if self._name in slates.columns:
+            return slates.columns[self._name]
         if self._name == "item_id":
-            return slate.item_ids
-        if self._name == "position" and slate.positions is not None:
-            return [place or None for place in slate.positions] if 0 in slate.positions else slate.positions  # 0 = not given
-        return (None,)
+            return slates.item_ids
+        if self._name == "position" and slates.positions is not None:
+            places = slates.positions
+            return [place or None for place in places] if 0 in places else places  # 0 = not given
+        return _NOTHING
 
     def _bags(self, given: Sequence[Any]) -> _Strand:
+        kind = type(given[0])
         if len(given) == 1:
-            return self[type(given[0])][given[0]]
-        if type(given[0]) is str and self.spec.kind != "set":
+            return [self[kind][given[0]]]
+        asked = self[tuple if kind is str and self.spec.kind == "set" else kind]
+        if kind is str or isinstance(asked, _Sets) or self._alike(given, kind):
             try:
-                return list(map(self[str].__getitem__, given))
-            except TypeError:                              # not texts alone
+                return list(map(asked.__getitem__, given))
+            except TypeError:                              # of several types, or not hashable
                 pass
         return [self[type(value)][value] for value in given]
+
+    def _alike(self, given: Sequence[Any], kind: type) -> bool:
+        """Whether all are of one type, None apart. Texts need not be tried: they are equal to nothing of another type."""
+        return isinstance(self[kind], _Ids) and set(map(type, given)) <= {kind, type(None)}
 
     def _one(self, values: Sequence[Any]) -> bytes:
         if len(values) > 1:
@@ -419,7 +530,7 @@ class _Column(dict[type, _Ids | _Sets | _Each]):
             else:
                 bags.append(self._present)
                 weights.append(_log(number) if self.spec.transform == "log" else min(max(number, -RAW_LIMIT), RAW_LIMIT))
-        return bags if len(bags) > 1 else bags[0], weights
+        return bags, weights
 
 
 def _as_bytes(one: int) -> bytes:
@@ -554,7 +665,14 @@ def _field(entry: Mapping[str, Any], origin: str) -> Field:
     served = entry.get("served_value")
     if entry.get("training_only") and served is None:
         raise SchemaError(f"{where}: training_only needs served_value, the value that scores are computed with")
-    return Field(**{**entry, "served_value": None if served is None else str(served)})
+    if entry.get("slice") and (entry["kind"] == "set" or entry.get("transform") in ("raw", "log")):
+        raise SchemaError(f"{where}: slice = true on a set or a real number; a slice takes one category an example: drop slice")
+    values = entry.get("values", [])
+    if not isinstance(values, list) or (values and not entry.get("slice")):
+        raise SchemaError(f"{where}: values={values!r}: a list of names, for a field with slice = true")
+    return Field(**{
+        **entry, "served_value": None if served is None else str(served), "values": tuple(str(value) for value in values),
+    })
 
 
 def columns_of(schema: FieldSchema, numbers: Sequence[int], digests: Sequence[int]) -> NDArray[np.intp] | None:

@@ -12,6 +12,7 @@ import structlog
 from numpy.typing import NDArray
 
 from schemas import echo, events
+from schemas.columns import from_messages
 from schemas.errors import BadEvent, FreshetError, RequestError
 from schemas.fields import Encoder, FieldSchema, Slate
 from schemas.proto import scoring_pb2
@@ -194,5 +195,5 @@ def _kept(item_ids: list[str], exclude: Iterable[str]) -> NDArray[np.intp] | Non
 
 def _slate(request: scoring_pb2.ScoreRequest, item_ids: list[str]) -> Slate:
     """The request as a slate. Raises BadEvent."""
-    context = {name: column[0] for name, column in events.columns_from_proto(request.context, 1).items()}
-    return Slate(item_ids, context, events.columns_from_proto(request.items, len(item_ids)))
+    context = {name: column[0] for name, column in from_messages(request.context, 1).items()}
+    return Slate(item_ids, context, from_messages(request.items, len(item_ids)))

@@ -20,9 +20,9 @@ from typing import NamedTuple
 
 from schemas.config import JoinConfig
 from schemas.errors import BadEvent
-from schemas.events import Action, Tick
+from schemas.events import Action, Tick, parse_all
 from schemas.examples import Examples
-from stream_trainer.join import Encode, Group, JoinCore, Low, parsed
+from stream_trainer.join import Encode, Group, JoinCore, Low, clamped, parsed
 
 SECOND = 1 << 16   # added to the partition of `events`: the source that names the second examples
 
@@ -66,24 +66,24 @@ class SecondPass:
         """Whether anything but ticks was read ahead and not joined, so that time must go on."""
         return self._newest >= self.core.next_offset or self.core.open > 0
 
-    def ahead(self, offset: int, kafka_time_us: int, value: bytes | None) -> None:
-        """The next record of the reading ahead."""
-        self.ahead_offset = offset + 1
-        try:
-            event = parsed(value, kafka_time_us, self._config)
-        except BadEvent:
-            return
-        self.ahead_watermark_us = max(self.ahead_watermark_us, event.time_us)
-        if isinstance(event, Tick):
-            if event.end:
-                self._ends.append(offset)
-            return
-        self._newest = offset
-        if isinstance(event, Action) and event.action == self._config.action:
-            self._order.append((offset, event.impression_id))
-            self._outcomes.setdefault(event.impression_id, []).append(
-                _Outcome(offset, event.item_id, event.time_us, self.ahead_watermark_us)
-            )
+    def ahead(self, *records: tuple[int, int, bytes | None]) -> None:
+        """The next records of the reading ahead, as (offset, kafka_time_us, value)."""
+        for (offset, kafka_time_us, _), read in zip(records, parse_all([value for _, _, value in records]), strict=True):
+            self.ahead_offset = offset + 1
+            event = clamped(read, kafka_time_us, self._config)
+            if isinstance(event, BadEvent):
+                continue
+            self.ahead_watermark_us = max(self.ahead_watermark_us, event.time_us)
+            if isinstance(event, Tick):
+                if event.end:
+                    self._ends.append(offset)
+                continue
+            self._newest = offset
+            if isinstance(event, Action) and event.action == self._config.action:
+                self._order.append((offset, event.impression_id))
+                self._outcomes.setdefault(event.impression_id, []).append(
+                    _Outcome(offset, event.item_id, event.time_us, self.ahead_watermark_us)
+                )
 
     def may_follow(self, offset: int, kafka_time_us: int, value: bytes | None) -> bool:
         """Whether all has been seen ahead that can still label what this record closes."""
@@ -97,9 +97,9 @@ class SecondPass:
             return True
         return self.ahead_watermark_us >= max(self.core.watermark_us, time_us) + self._after_us
 
-    def behind(self, offset: int, kafka_time_us: int, value: bytes | None) -> None:
-        """The next record of the reading behind."""
-        self.core.feed(offset, kafka_time_us, value)
+    def behind(self, *records: tuple[int, int, bytes | None]) -> None:
+        """The next records of the reading behind. One that may follow still may after another that might."""
+        self.core.feed_all(records)
         self.core.dead_letters.clear()                  # the first pass has written them
         low = self.core.low().offset
         while self._order and self._order[0][0] < low:  # every impression before it is closed

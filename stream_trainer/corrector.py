@@ -93,8 +93,7 @@ class Corrector:
         while True:
             # 1. Ahead; records that wait behind are fetched only as they are used up.
             for partition, records in (await ahead.fetch(self.passes, 0.0 if joined else WAIT_S)).items():
-                for record in records:
-                    self.passes[partition].ahead(record.offset, record.kafka_time_us, record.value)
+                self.passes[partition].ahead(*(record.event for record in records))
             idle = [
                 partition for partition, queued in waiting.items()
                 if not queued and self.passes[partition].core.next_offset < self.passes[partition].ahead_offset
@@ -106,10 +105,11 @@ class Corrector:
             joined = False
             for partition, second in self.passes.items():
                 queued = waiting[partition]
-                while queued and second.may_follow(queued[0].offset, queued[0].kafka_time_us, queued[0].value):
-                    record = queued.popleft()
-                    second.behind(record.offset, record.kafka_time_us, record.value)
-                    joined = True
+                piece: list[tuple[int, int, bytes | None]] = []
+                while queued and len(piece) < faust_driver.PIECE_RECORDS and second.may_follow(*queued[0].event):
+                    piece.append(queued.popleft().event)
+                second.behind(*piece)
+                joined = joined or bool(piece)
                 sent += await self._emit(second, flush=second.core.pending > 0 and not queued)
             await asyncio.sleep(0)
 

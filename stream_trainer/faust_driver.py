@@ -69,6 +69,11 @@ class Record(NamedTuple):
     value: bytes | None
     key: bytes | None = None
 
+    @property
+    def event(self) -> tuple[int, int, bytes | None]:
+        """As JoinCore.feed_all takes it."""
+        return self[1:4]
+
 
 @dataclass(frozen=True, slots=True)
 class Position:

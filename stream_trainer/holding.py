@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from schemas.bags import Bags
 from schemas.config import JoinConfig
 from schemas.errors import FreshetError
@@ -26,10 +28,12 @@ class Holding:
         self._seen = 0
         self.bytes_per_impression = float(IMPRESSION_BYTES)
 
-    def add(self, bags: Bags) -> None:
-        """Another impression, as its bags."""
-        self._seen = min(self._seen + 1, RECENT)
-        self.bytes_per_impression += (bytes_of(bags) - self.bytes_per_impression) / self._seen
+    def add(self, found: Sequence[Bags]) -> None:
+        """More impressions, as their bags."""
+        if found:
+            self._seen = min(self._seen + len(found), RECENT)
+            mean = sum(map(bytes_of, found)) / len(found)
+            self.bytes_per_impression += (mean - self.bytes_per_impression) * min(len(found) / self._seen, 1.0)
 
     def check(self, held: int, span_us: int) -> None:
         """held: impressions whose labels are not final. span_us: event time from the oldest of them on.
@@ -52,5 +56,6 @@ class Holding:
 
 def bytes_of(bags: Bags) -> int:
     """Of memory that an impression with these bags takes until its window is over."""
-    arrays = (bags.ids, bags.values, bags.lengths)
-    return IMPRESSION_BYTES + len(bags) * ITEM_BYTES + sum(array.nbytes for array in arrays if array is not None)
+    values = 0 if bags.values is None else bags.values.nbytes
+    lengths = 0 if bags.lengths is None else bags.lengths.nbytes
+    return IMPRESSION_BYTES + len(bags) * ITEM_BYTES + bags.ids.nbytes + values + lengths

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from schemas.bags import Bags, concat
 from schemas.config import JoinConfig
 from schemas.errors import BadEvent
-from schemas.events import Action, Event, Impression, Tick, parse
+from schemas.events import Action, Event, Impression, Tick, parse, parse_all
 from schemas.examples import LAST_ITEM, Cursor, End, Examples, Stage, after_all_of, ends_from
 from schemas.hashing import is_kept
 from stream_trainer.pulse import Pulse
@@ -132,7 +132,7 @@ class _EndRow(NamedTuple):
 
 
 BEGINNING = Low(0, NO_TIME, False, NO_TIME, NO_TIME)
-Encode = Callable[[Impression], Bags]
+Encode = Callable[[Sequence[Impression]], Sequence[Bags | BadEvent]]
 Outcomes = Callable[[Group], Mapping[str, int]]
 
 
@@ -160,10 +160,10 @@ class _Agenda:
 class JoinCore:
     """One partition's join, from `start` on.
 
-    encode: an impression → its bags of ids, one row per item; raises BadEvent. field_numbers, field_digests: what those
-    bags are made of. outcomes: for the second pass (corrections.py), an impression → items with an action that came after the
-    window too, and when; its ends were counted by the first pass. After each `feed`, `records()` hands over
-    what is complete and `dead_letters` what was unusable.
+    encode: impressions → of each its bags of ids, one row per item, or what is wrong with it. field_numbers, field_digests:
+    what those bags are made of. outcomes: for the second pass (corrections.py), an impression → items with an action that came
+    after the window too, and when; its ends were counted by the first pass. After each `feed`, `records()` hands over what is
+    complete and `dead_letters` what was unusable.
     """
 
     def __init__(
@@ -225,17 +225,31 @@ class JoinCore:
         done, self._sealed = self._sealed, []
         return [replace(record, joined_us=joined_us) for record in done]
 
-    # --- one record of the log ---
+    # --- records of the log ---
 
     def feed(self, offset: int, kafka_time_us: int, value: bytes | None) -> None:
         """The next record. kafka_time_us: its Kafka timestamp, which bounds how far ahead its own time may be."""
+        self.feed_all([(offset, kafka_time_us, value)])
+
+    def feed_all(self, records: Sequence[tuple[int, int, bytes | None]]) -> None:
+        """The next records, as (offset, kafka_time_us, value): read and encoded at once, joined one by one."""
+        events = [
+            clamped(event, kafka_time_us, self.config, self.counts)
+            for event, (_, kafka_time_us, _) in zip(parse_all([value for _, _, value in records]), records, strict=True)
+        ]
+        bags = iter(self._encode([event for event in events if isinstance(event, Impression)]))
+        for event, (offset, _, value) in zip(events, records, strict=True):
+            self._take(offset, event, next(bags) if isinstance(event, Impression) else None, value or b"")
+
+    def _take(self, offset: int, event: Event | BadEvent, bags: Bags | BadEvent | None, value: bytes) -> None:
         before = self._here(offset)
         try:
-            event = parsed(value, kafka_time_us, self.config, self.counts)
+            if isinstance(event, BadEvent):
+                raise event
             self._advance(offset, event.time_us)
-            self._apply(offset, event, before, value or b"")
+            self._apply(offset, event, bags, before, value)
         except BadEvent as bad:
-            self._bury(offset, bad, value or b"")
+            self._bury(offset, bad, value)
         self.next_offset = offset + 1
         self._settle(offset)
 
@@ -260,7 +274,7 @@ class JoinCore:
         if self.config.suspect_labels:
             self.pulse = self.pulse.at(time_us, self._reach_us, self.config.suspect_labels)
 
-    def _apply(self, offset: int, event: Event, before: Low, value: bytes) -> None:
+    def _apply(self, offset: int, event: Event, bags: Bags | BadEvent | None, before: Low, value: bytes) -> None:
         if isinstance(event, Tick):
             self.holding = event.hold if event.hold or event.end else self.holding
             if event.end:
@@ -269,13 +283,13 @@ class JoinCore:
             self.counts["impressions"] += 1
             self._flow(event.time_us)
             if self.config.suspect_labels:
-                self.pulse = self.pulse.shown(self.watermark_us, len(event.slate.item_ids), self._reach_us)
-            self._impression(offset, event, before)
+                self.pulse = self.pulse.shown(self.watermark_us, len(event.item_ids), self._reach_us)
+            self._impression(offset, event, bags, before)
         else:
             self.counts["actions"] += 1
             self._action(offset, event, before, value)
 
-    def _impression(self, offset: int, shown: Impression, before: Low) -> None:
+    def _impression(self, offset: int, shown: Impression, bags: Bags | BadEvent | None, before: Low) -> None:
         entry = self._entries.get(shown.impression_id)
         if entry is not None and entry.offset >= 0:
             self._touch(entry, shown.time_us)
@@ -284,13 +298,14 @@ class JoinCore:
         if shown.time_us + self._reach_us <= self.watermark_us:
             self._end(offset, offset, End.LATE_IMPRESSION)
             return
-        bags = self._encode(shown)
+        if not isinstance(bags, Bags):
+            raise bags or BadEvent("garbage", "an impression without ids")
         if entry is None:
             entry = self._remember(shown.impression_id, shown.time_us, before)
         else:
             self._touch(entry, shown.time_us)
             self._due.add((shown.time_us + self._reach_us, entry.low.offset, shown.impression_id))
-        item_ids, served = shown.slate.item_ids, shown.served_probability
+        item_ids, served = shown.item_ids, shown.served_probability
         entry.offset, entry.item_ids = offset, item_ids
         entry.deadline_us = shown.time_us + self._window_us
         entry.group = group = Group(
@@ -487,19 +502,23 @@ class JoinCore:
         self._parts, self._ends, self._out_rows, self._out_ids = [], [], 0, 0
 
 
-def parsed(value: bytes | None, kafka_time_us: int, config: JoinConfig, counts: Counter[str] | None = None) -> Event:
-    """A record's event, its time clamped to the record's Kafka timestamp where a producer's clock is far ahead of it; ticks
-    are our own and stand as they are. counts: where a clamped one is counted. Raises BadEvent."""
-    event = parse(value)
-    if isinstance(event, Tick) or event.time_us <= kafka_time_us + round(config.max_ahead_s * 1e6):
+def parsed(value: bytes | None, kafka_time_us: int, config: JoinConfig) -> Event:
+    """A record's event with the time that counts. Raises BadEvent."""
+    event = clamped(parse(value), kafka_time_us, config)
+    assert not isinstance(event, BadEvent)
+    return event
+
+
+def clamped(
+    event: Event | BadEvent, kafka_time_us: int, config: JoinConfig, counts: Counter[str] | None = None
+) -> Event | BadEvent:
+    """An event, its time clamped to the record's Kafka timestamp where a producer's clock is far ahead of it; ticks are our own
+    and stand as they are. counts: where a clamped one is counted."""
+    if isinstance(event, Tick | BadEvent) or event.time_us <= kafka_time_us + round(config.max_ahead_s * 1e6):
         return event
     if counts is not None:
         counts["clamped"] += 1
-    if isinstance(event, Action):
-        return Action(event.impression_id, event.action, event.item_id, kafka_time_us, event.value)
-    return Impression(
-        event.impression_id, kafka_time_us, event.slate, event.served_probability, event.served_version, event.echo
-    )
+    return event._replace(time_us=kafka_time_us)
 
 
 def _examples(

@@ -21,9 +21,9 @@ import structlog
 from schemas import examples, fields
 from schemas.bags import Bags
 from schemas.config import Settings
-from schemas.echo import to_bags, with_training_fields
-from schemas.errors import BrokerError
-from schemas.events import Impression, Tick, tick_bytes
+from schemas.echo import TrainingFields, to_bags
+from schemas.errors import BadEvent, BrokerError
+from schemas.events import Impression, Tick, encoded, tick_bytes
 from schemas.journal import Journal
 from stream_trainer import faust_driver, pulse
 from stream_trainer.corrections import SECOND
@@ -67,6 +67,7 @@ class Joiner:
         self._settings = settings
         self._schema = schema
         self._encoder = fields.Encoder(schema, training=True)
+        self._true = TrainingFields(schema)
         self._cores: dict[int, JoinCore] = {}
         self._quiet_since: dict[int, float] = {}     # partition → monotonic time of its last record
         self._ticked_us: dict[int, int] = {}         # partition → time of the last tick we wrote
@@ -113,9 +114,7 @@ class Joiner:
         if core is None:
             return
         self._check_place(records)
-        for record in records:
-            if record.offset >= core.next_offset:
-                core.feed(record.offset, record.kafka_time_us, record.value)
+        core.feed_all([record.event for record in records if record.offset >= core.next_offset])
         self._quiet_since[partition] = time.monotonic()
         self._check_memory()
         await self._emit(core)
@@ -247,20 +246,28 @@ class Joiner:
             self._ticked_us[partition] = time_us
             await self._send(kafka, "events", partition, None, tick_bytes(Tick(time_us)))
 
-    def _encode(self, shown: Impression) -> Bags:
+    def _encode(self, shown: Sequence[Impression]) -> list[Bags | BadEvent]:
         """The ids that were scored, where the event brings them back; else made from its features."""
-        bags = self._bags(shown)
-        self._holding.add(bags)
-        return bags
+        scored = [None if one.echo is None else self._scored(one.echo) for one in shown]
+        anew = iter(encoded([one for one, bags in zip(shown, scored, strict=True) if bags is None], self._encoder.encode_all))
+        true = iter(encoded([one for one, bags in zip(shown, scored, strict=True) if isinstance(bags, Bags)], self._true.of))
+        found: list[Bags | BadEvent] = []
+        for bags in scored:
+            if isinstance(bags, Bags):
+                own = next(true)
+                bags = own if isinstance(own, BadEvent) else self._true.put(own, bags)
+            found.append(next(anew) if bags is None else bags)
+        self._holding.add([one for one in found if isinstance(one, Bags)])
+        return found
 
-    def _bags(self, shown: Impression) -> Bags:
-        if shown.echo is not None:
-            bags = to_bags(shown.echo, self._schema)
-            if bags is not None:
-                self._totals["echoes"] += 1
-                return with_training_fields(bags, self._schema, shown.slate)
-            self._totals["echoes_stale"] += 1
-        return self._encoder.encode(shown.slate)[0]
+    def _scored(self, echoes: Sequence[bytes]) -> Bags | BadEvent | None:
+        """What Score returned for a slate's items; None where another schema made it."""
+        try:
+            bags = to_bags(echoes, self._schema)
+        except BadEvent as bad:
+            return bad
+        self._totals["echoes" if bags is not None else "echoes_stale"] += 1
+        return bags
 
     def _report(self) -> None:
         counts = Counter(self._totals)

@@ -13,6 +13,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from ops.bench.meters import Meters
@@ -27,8 +28,8 @@ STAGES = ("fetch", "parse", "encode_ids", "join", "encode_examples", "send", "co
 
 
 _MEASURED: tuple[tuple[Any, str, str], ...] = (   # where the joiner finds each, so that it meets the measured one
-    (join, "parse", "parse"), (join, "_examples", "encode_examples"), (examples, "encode", "encode_examples"),
-    (join.JoinCore, "feed", "join"),
+    (join, "parse_all", "parse"), (join, "_examples", "encode_examples"), (examples, "encode", "encode_examples"),
+    (join.JoinCore, "feed_all", "join"),
 )
 
 
@@ -40,12 +41,12 @@ class Watched(joiner.Joiner):
         self._meters = meters = Meters()
         self._records = 0
         self._began: tuple[float, float] | None = None
-        self._encode_slate = meters.measured("encode_ids", super()._encode)
+        self._encode_slates = meters.measured("encode_ids", super()._encode)
         for owner, name, stage in _MEASURED:
             setattr(owner, name, meters.measured(stage, getattr(owner, name)))
 
-    def _encode(self, shown: Impression) -> Any:
-        return self._encode_slate(shown)
+    def _encode(self, shown: Sequence[Impression]) -> Any:
+        return self._encode_slates(shown)
 
     async def records(self, records: Any) -> None:
         if self._began is None:

@@ -28,8 +28,8 @@ from ops.simulator.store import AppStore, VirtualClock
 from schemas import fields
 from schemas.bags import Bags, concat
 from schemas.config import JoinConfig, JoinMode, Settings
-from schemas.errors import ConfigError
-from schemas.events import Action, Impression, parse, time_text
+from schemas.errors import BadEvent, ConfigError
+from schemas.events import Action, Impression, encoded, parse, time_text
 from schemas.fields import FieldSchema
 from stream_trainer.corrections import SecondPass
 from stream_trainer.intake import Intake
@@ -187,12 +187,16 @@ class Run:
         self._learner = Learner(settings.model, settings.learn, schema)
         encoder = fields.Encoder(schema, training=True)
         self._encode: Callable[[Impression], Bags] = lambda shown: encoder.encode(shown.slate)[0]
+
+        def encode(shown: Sequence[Impression]) -> list[Bags | BadEvent]:
+            return encoded(shown, encoder.encode_all)
+
         self._intake = Intake(schema, settings.learn.batch_rows)
         self._batch_rows = settings.learn.batch_rows
         self._join: JoinCore | None = None
         self._second: SecondPass | None = None
         if way.join is not None:
-            make = (0, way.join, BEGINNING, self._encode, schema.numbers, schema.digests)
+            make = (0, way.join, BEGINNING, encode, schema.numbers, schema.digests)
             self._join = JoinCore(*make)
             self._second = SecondPass(*make) if way.join.mode == "corrected" else None
         self._behind: deque[tuple[int, int, bytes]] = deque()
@@ -225,10 +229,10 @@ class Run:
         self._join.feed(offset, time_us, value)
         made = self._join.records(0)
         if self._second is not None:
-            self._second.ahead(offset, time_us, value)
+            self._second.ahead((offset, time_us, value))
             self._behind.append((offset, time_us, value))
             while self._behind and self._second.may_follow(*self._behind[0]):
-                self._second.behind(*self._behind.popleft())
+                self._second.behind(self._behind.popleft())
             made += self._second.records(0)
         for record in made:
             self._intake.offer(0, self._records, record)

@@ -88,6 +88,20 @@ class Column(_message.Message):
     lengths: _containers.RepeatedScalarFieldContainer[int]
     def __init__(self, field: _Optional[str] = ..., strings: _Optional[_Iterable[str]] = ..., numbers: _Optional[_Iterable[float]] = ..., ids: _Optional[_Iterable[int]] = ..., lengths: _Optional[_Iterable[int]] = ...) -> None: ...
 
+class Columns(_message.Message):
+    __slots__ = ("field", "strings", "numbers", "ids", "lengths")
+    FIELD_FIELD_NUMBER: _ClassVar[int]
+    STRINGS_FIELD_NUMBER: _ClassVar[int]
+    NUMBERS_FIELD_NUMBER: _ClassVar[int]
+    IDS_FIELD_NUMBER: _ClassVar[int]
+    LENGTHS_FIELD_NUMBER: _ClassVar[int]
+    field: _containers.RepeatedScalarFieldContainer[str]
+    strings: _containers.RepeatedScalarFieldContainer[str]
+    numbers: _containers.RepeatedScalarFieldContainer[float]
+    ids: _containers.RepeatedScalarFieldContainer[int]
+    lengths: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, field: _Optional[_Iterable[str]] = ..., strings: _Optional[_Iterable[str]] = ..., numbers: _Optional[_Iterable[float]] = ..., ids: _Optional[_Iterable[int]] = ..., lengths: _Optional[_Iterable[int]] = ...) -> None: ...
+
 class ModelRef(_message.Message):
     __slots__ = ("name", "lineage", "version")
     NAME_FIELD_NUMBER: _ClassVar[int]

@@ -11,7 +11,8 @@ import orjson
 from schemas import fields
 from schemas.bags import Bags
 from schemas.config import JoinConfig
-from schemas.events import Impression, Tick, tick_bytes, time_text
+from schemas.errors import BadEvent
+from schemas.events import Impression, Tick, encoded, tick_bytes, time_text
 from schemas.examples import Examples
 from stream_trainer.intake import Batch, Intake
 from stream_trainer.join import BEGINNING, JoinCore, Low
@@ -55,9 +56,9 @@ def tick(seconds: float, end: bool = False, hold: bool = False) -> bytes:
     return tick_bytes(Tick(at(seconds), hold, end))
 
 
-def encode(shown: Impression) -> Bags:
+def encode(shown: Sequence[Impression]) -> list[Bags | BadEvent]:
     """Ids of the tiny schema."""
-    return _ENCODER.encode(shown.slate)[0]
+    return encoded(shown, _ENCODER.encode_all)
 
 
 def core(config: JoinConfig, start: Low = BEGINNING, partition: int = 0) -> JoinCore:

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from schemas.bags import Bags
 from schemas.errors import BadEvent, SchemaError
-from schemas.fields import Encoder, FieldSchema, ReadyId, Slate, aligned, load, log_bin, parse
+from schemas.fields import Encoder, FieldSchema, ReadyId, Slate, aligned, load, log_bin, one_slate, parse, together
 from schemas.hashing import canonical, hash_missing, hash_value
 
 
@@ -218,3 +219,32 @@ def test_a_column_of_any_mixture_is_its_values_one_by_one(slates: list[list[tupl
                 expected.append(ids(number, bag) or [hash_missing(number)])
         assert bags.ids.tolist() == [one for bag in expected for one in bag]
         assert bags.all_lengths().tolist() == [len(bag) for bag in expected]
+
+
+def test_slates_encoded_together_are_those_encoded_alone() -> None:
+    """Sets, amounts, positions and missing fields, of slates of several lengths; the one whose value its field cannot take is
+    told apart, and its neighbours are what they were."""
+    spec = schema(
+        field("user", 1, side="context"), field("had", 2, "set", side="context"), field("app", 3), field("tags", 4, "set"),
+        field("age", 5, "numeric", transform="raw"), field("bids", 6, "numeric", side="context", transform="log"),
+        field("position", 7, training_only=True, served_value="1"),
+    )
+    shown = [
+        Slate(["a", "b"], {"user": "u", "had": ("x", "y"), "bids": 3}, {"app": ["p", None], "tags": [["s", "t"], "s"]}, [2, 1]),
+        Slate(["c"], {"user": 7}, {"age": [2.5], "planet": ["mars"]}),
+        Slate(["d"], {"user": "u"}, {"age": ["many"]}, [4]),
+        Slate(["e", "f", "g"], {"had": [], "bids": 1.5}, {"age": [1, None, "3"], "tags": [[], None, ("t", "t")]}, [1, 0, 3]),
+    ]
+    encoder = Encoder(spec, training=True)
+    found = encoder.encode_all(together([one_slate(slate) for slate in shown]))
+    assert encoder.unknown == {"planet": 1}
+    for slate, bags in zip(shown, found, strict=True):
+        if slate.item_ids == ["d"]:
+            assert isinstance(bags, BadEvent)
+            assert "field age" in str(bags)
+            continue
+        assert isinstance(bags, Bags)
+        alone, _ = Encoder(spec, training=True).encode(slate)
+        assert bags.ids.tolist() == alone.ids.tolist()
+        assert bags.all_values().tolist() == alone.all_values().tolist()
+        assert bags.all_lengths().tolist() == alone.all_lengths().tolist()

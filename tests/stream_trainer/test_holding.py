@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import gc
 import tracemalloc
+from collections.abc import Sequence
 
 import pytest
 
 from schemas import fields
 from schemas.bags import Bags
 from schemas.config import JoinConfig
-from schemas.events import Impression
+from schemas.errors import BadEvent
+from schemas.events import Impression, encoded
 from schemas.fields import Slate
 from stream_trainer.holding import Holding, MemoryLimit, bytes_of
 from stream_trainer.join import BEGINNING, JoinCore
@@ -29,12 +31,12 @@ def test_the_estimate_is_what_the_memory_says(items: int) -> None:
     """Within a quarter of what Python's own allocator counts for impressions that a join holds."""
     names = [f"item-number-{n}" for n in range(items)]
     log = [impression(f"impression-{n:08d}", n / 1000, names) for n in range(2 * COUNT)]
-    encoder, sizes = fields.Encoder(SCHEMA, training=True), []
+    encoder, sizes = fields.Encoder(SCHEMA, training=True), list[int]()
 
-    def encode(shown: Impression) -> Bags:
-        bags = encoder.encode(shown.slate)[0]
-        sizes.append(bytes_of(bags))
-        return bags
+    def encode(shown: Sequence[Impression]) -> list[Bags | BadEvent]:
+        found = encoded(shown, encoder.encode_all)
+        sizes.extend(bytes_of(bags) for bags in found if isinstance(bags, Bags))
+        return found
 
     core = JoinCore(0, JoinConfig(window_s=60), BEGINNING, encode, SCHEMA.numbers, SCHEMA.digests)
     for offset in range(COUNT):                    # what grows once (tables, caches) has grown
@@ -57,7 +59,7 @@ def test_a_limit_says_what_window_times_rate_needs() -> None:
     """100 impressions/s for 60 s of a window of 600 s: a tenth of the need is held when the limit is met."""
     holding = Holding(JoinConfig(window_s=600, memory_mb=1))
     bags = _bags(10)
-    holding.add(bags)
+    holding.add([bags])
     each = bytes_of(bags)
     held = 1_000_000 // each
     holding.check(held, 60_000_000)
@@ -72,8 +74,8 @@ def test_the_estimate_follows_the_traffic() -> None:
     """Slates that became larger are counted as such."""
     holding = Holding(JoinConfig())
     for _ in range(100):
-        holding.add(_bags(1))
+        holding.add([_bags(1)])
     assert holding.bytes_per_impression == pytest.approx(bytes_of(_bags(1)))
     for _ in range(100):
-        holding.add(_bags(101))
+        holding.add([_bags(101)])
     assert holding.bytes_per_impression == pytest.approx((bytes_of(_bags(1)) + bytes_of(_bags(101))) / 2)

@@ -108,6 +108,23 @@ def test_join_equals_a_join_that_never_forgets(config: JoinConfig, log: list[byt
     assert ends_of(records) == ends
 
 
+@every
+@settings(max_examples=25)
+@given(log=histories(), cuts=st.lists(st.integers(1, 9), min_size=1, max_size=6))
+def test_pieces_are_joined_as_their_records_one_by_one(config: JoinConfig, log: list[bytes], cuts: list[int]) -> None:
+    """However the log is cut: the same records to the byte, the same dead letters and counts."""
+    whole, pieces = core(config), core(config)
+    for offset, value in enumerate(log):
+        whole.feed(offset, FAR, value)
+    sizes, start = itertools.cycle(cuts), 0
+    while start < len(log):
+        stop = start + next(sizes)
+        pieces.feed_all([(start + place, FAR, value) for place, value in enumerate(log[start:stop])])
+        start = stop
+    assert [encode(record) for record in pieces.records(0, flush=True)] == [encode(one) for one in whole.records(0, flush=True)]
+    assert (pieces.dead_letters, pieces.counts, pieces.low()) == (whole.dead_letters, whole.counts, whole.low())
+
+
 @pytest.mark.parametrize("config", [CORRECTED, EVERY["corrected_sampled"]], ids=["all", "sampled"])
 @settings(max_examples=200)
 @example(log=[impression("p", 30), tick(42), tick(56), click("p", 44, "a"), tick(900)], strides=[3])   # in time, out of order
@@ -176,10 +193,10 @@ class SecondReader:
             if self.second.ahead_offset >= len(self.log):
                 return False
             for offset in range(self.second.ahead_offset, min(self.second.ahead_offset + next(self.strides), len(self.log))):
-                self.second.ahead(offset, FAR, self.log[offset])
+                self.second.ahead((offset, FAR, self.log[offset]))
         if at >= len(self.log):
             return False
-        self.second.behind(at, FAR, self.log[at])
+        self.second.behind((at, FAR, self.log[at]))
         return True
 
 
@@ -403,8 +420,8 @@ def test_an_example_has_its_own_items_ids_and_served_probability(items: int) -> 
     ]
 
     def alone(number: int) -> tuple[int, list[int], float]:
-        ids = encode_ids(parse(impression("x", 0, [names[number]]))).ids.tolist()  # type: ignore[arg-type]
-        return number, ids, number / 1024
+        (bags,) = encode_ids([parse(impression("x", 0, [names[number]]))])  # type: ignore[list-item]
+        return number, bags.ids.tolist(), number / 1024  # type: ignore[union-attr]
 
     first, *others = [(trigger, *alone(n)) for trigger, n in [(FLOWN + 1, place)] + [(FLOWN + 2, n) for n in range(items)]]
     assert examples == [first, *(one for one in others if one[1] != place)]
