@@ -5,7 +5,6 @@ The processes are those of `freshet run`. Only the app store runs in here, since
 
 from __future__ import annotations
 
-import itertools
 import os
 import signal
 import subprocess
@@ -18,8 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from ops.freshness import parts_ms, whole_way_ms
 from ops.settings import Loaded
 from ops.simulator.live import GrpcRanker, KafkaLog
 from ops.simulator.options import StoreOptions
@@ -169,12 +167,7 @@ def _accounts(tallies: Mapping[str, int], store: StoreReport) -> bool:
 def _judge(settings: Settings, store: StoreReport, tallies: Mapping[str, int], seconds: float) -> DemoReport:
     status = last(settings, "trainer", "trainer.status") or {}
     rows = [row for row in read(settings.metrics_dir / "freshness.jsonl") if row.get("served_us")]
-    marks = ("click_us", "joined_us", "learnt_us", "published_us", "served_us")
-    parts = {
-        end.removesuffix("_us"): _percentiles([row[end] - row[start] for row in rows])
-        for start, end in itertools.pairwise(marks)
-    }
-    total = _percentiles([row["served_us"] - row["click_us"] for row in rows])
+    parts, total = parts_ms(rows), whole_way_ms(rows)
     leads = [
         None if served is None or oracle is None or oracle <= 0.5 else (served - 0.5) / (oracle - 0.5)
         for served, oracle in zip(store.auc_served_thirds, store.auc_oracle_thirds, strict=True)
@@ -204,13 +197,6 @@ def _judge(settings: Settings, store: StoreReport, tallies: Mapping[str, int], s
         lead_of_oracle_thirds=leads, click_to_served_ms=total, parts_ms=parts, traced_clicks=len(rows),
         failures=failures,
     )
-
-
-def _percentiles(microseconds: list[int]) -> dict[str, float | None]:
-    if not microseconds:
-        return {"p50": None, "p99": None}
-    p50, p99 = np.percentile(np.array(microseconds) / 1000, (50, 99)).tolist()
-    return {"p50": round(p50, 1), "p99": round(p99, 1)}
 
 
 def _share(value: float | None) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from schemas.config import Settings
 from schemas.errors import FreshetError
-from schemas.journal import newest, read
+from schemas.journal import newest
 
 
 class NotLearnt(FreshetError):
@@ -17,15 +17,6 @@ class NotLearnt(FreshetError):
 def last(settings: Settings, process: str, event: str) -> dict[str, Any] | None:
     """The newest row of one kind in a process's journal."""
     return newest(settings.metrics_dir / f"{process}.jsonl", event)
-
-
-def windows(settings: Settings) -> list[dict[str, Any]]:
-    """The trainer's windows in order. One learnt again after a crash is written again; the last one counts."""
-    found: dict[int, dict[str, Any]] = {}
-    for row in read(settings.metrics_dir / "trainer.jsonl"):
-        if row.get("event") == "trainer.window":
-            found[row["first_row"]] = row
-    return [found[first] for first in sorted(found)]
 
 
 def replays_ended(settings: Settings) -> int:

@@ -334,12 +334,19 @@ class ScoreConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MetricsConfig:
-    """What is logged about the model before it learns."""
+    """What is logged about the model before it learns, and about what was served."""
 
     window_rows: int = 20_000          # examples per logged window
+    half_life_rows: int = 1_000_000    # examples after which one counts half in the decayed figures
+    group: str = "slate"               # AUC is also taken within each of these and averaged: slate, or a categorical field
+    slice_values: int = 50             # of each field that the schema calls a slice, so many values a window, the most frequent
+    keep_mb: int = 256                 # of the log of windows and slices (Parquet); the oldest go
 
     def __post_init__(self) -> None:
         _at_least("metrics", "window_rows", self.window_rows, 100, "an AUC of fewer rows is noise")
+        _at_least("metrics", "half_life_rows", self.half_life_rows, 1, "a number of examples")
+        _at_least("metrics", "slice_values", self.slice_values, 1, "a slice has a value")
+        _at_least("metrics", "keep_mb", self.keep_mb, 1, "a window of a hundred slices takes 12 kB")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -364,6 +371,11 @@ class Settings:
     def metrics_dir(self) -> Path:
         """JSON lines, one file per process."""
         return self.var / "metrics" / self.model.name
+
+    @property
+    def windows_dir(self) -> Path:
+        """Parquet, a line per window and slice."""
+        return self.metrics_dir / "windows"
 
 
 SECRETS = frozenset({"kafka.password"})  # keys whose values nobody prints

@@ -9,21 +9,43 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+import structlog
 
 BLOCK_BYTES = 1 << 16
 
+log = structlog.get_logger()
+
 
 class Journal:
-    """Appends rows to a file. One write call a row, so that a reader and a crash see whole lines."""
+    """Appends rows to a file. One write call a row, so that a reader and a crash see whole lines.
+
+    Where the disk refuses, rows are lost and their process goes on: that is said in its log, once, and again when rows are
+    written again.
+    """
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
+        self.lost = 0          # rows since the disk refused one
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
 
     def write(self, row: Mapping[str, Any]) -> None:
         """One row; `time_us`, the wall clock, is added."""
-        os.write(self._file, orjson.dumps({"time_us": time.time_ns() // 1000, **row}, option=orjson.OPT_APPEND_NEWLINE))
+        line = orjson.dumps({"time_us": time.time_ns() // 1000, **row}, option=orjson.OPT_APPEND_NEWLINE)
+        if self.lost:
+            line = b"\n" + line  # half a row may stand there
+        try:
+            whole = os.write(self._file, line) == len(line)
+            why = "no room for a whole row"
+        except OSError as refused:
+            whole, why = False, str(refused)
+        if not whole:
+            self.lost += 1
+            if self.lost == 1:
+                log.error("journal.unwritten", path=str(self.path), error=why, does="goes on; what it has to say is lost")
+        elif self.lost:
+            log.warning("journal.written_again", path=str(self.path), rows_lost=self.lost)
+            self.lost = 0
 
     def close(self) -> None:
         os.close(self._file)
@@ -46,6 +68,17 @@ def newest(path: Path, event: str) -> dict[str, Any] | None:
                 if wanted in line and (row := _row(line)) is not None and row.get("event") == event:
                     return row
     return None
+
+
+def newest_rows(path: Path, most_bytes: int) -> list[dict[str, Any]]:
+    """The rows that lie whole in the last so many bytes, in order."""
+    if not path.is_file():
+        return []
+    with path.open("rb") as file:
+        start = max(0, file.seek(0, os.SEEK_END) - most_bytes)
+        file.seek(start)
+        lines = file.read(most_bytes).split(b"\n")
+    return [row for line in (lines[1:] if start else lines) if line and (row := _row(line)) is not None]
 
 
 def read(path: Path) -> Iterator[dict[str, Any]]:

@@ -13,17 +13,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from schemas.errors import ShapeError
 from stream_trainer.losses import clipped, plain_losses
+from stream_trainer.marks import Keys
 from stream_trainer.verdicts import Verdicts
 
 Floats = NDArray[np.float32]
-Rows = tuple[Floats, Floats, Floats]   # probabilities, labels, weights
 
 BINS = 1 << 16             # of the lifetime's AUC, over the logit
 _LOGIT_END = 16.2          # beyond the logit of losses.CLIP
@@ -55,34 +55,131 @@ class Window:
         return asdict(self)
 
 
-class Progressive:
-    """Takes scores and labels in any cut; gives a `Window` for each `window_rows` of them, and figures over all."""
+class Rows(NamedTuple):
+    """n judged examples. probabilities, labels, weights: (n,) f32. served: (n,) f32, what the scorer had said, NaN = not told.
+    keys: (n, 1 + S) as marks.Marker makes them; (n, 0) where nothing is watched."""
 
-    def __init__(self, window_rows: int) -> None:
+    probabilities: Floats
+    labels: Floats
+    weights: Floats
+    served: Floats
+    keys: Keys
+
+    def take(self, which: slice | NDArray[np.bool_]) -> Rows:
+        """Some of the rows, where they stand if they are a slice."""
+        return Rows(
+            self.probabilities[which], self.labels[which], self.weights[which], self.served[which], self.keys[which]
+        )
+
+    def copy(self) -> Rows:
+        """In memory of their own."""
+        return Rows(*(column.copy() for column in self))  # type: ignore[arg-type]
+
+
+class Watcher(Protocol):
+    """Takes the rows of each complete window, and has a state that belongs to the same moment as the windows'."""
+
+    def closed(self, window: Window, rows: Rows) -> None:
+        """A window is complete."""
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """All of it, as arrays whose names begin with watch_."""
+
+    def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Go on where `state` was taken, by whomever."""
+
+
+class Tally:
+    """Sums of any number of rows in bounded memory. Tallies of parts add up to the whole's.
+
+    sums: as _sums gives them. bins: (2, n), Σ w of non-clicks and of clicks by logit.
+    """
+
+    def __init__(self, bins: int = BINS) -> None:
+        self.sums = np.zeros(5)
+        self.bins = np.zeros((2, bins))
+
+    def add(self, probabilities: Floats, labels: Floats, weights: Floats) -> None:
+        """Count rows. (n,) each."""
+        self.sums += _sums(probabilities, labels, weights)
+        self.bins += _binned(probabilities, labels, weights, self.bins.shape[1])
+
+    def fade(self, factor: float) -> None:
+        """All so far counts for so much less."""
+        self.sums *= factor
+        self.bins *= factor
+
+    def __add__(self, other: Tally) -> Tally:
+        found = Tally(self.bins.shape[1])
+        found.sums, found.bins = self.sums + other.sums, self.bins + other.bins
+        return found
+
+    def figures(self, first_row: int, rows: int) -> Window:
+        """Of all that was counted; the AUC with its bound."""
+        return _window(first_row, rows, self.sums, *auc_of_bins(self.bins))
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """sums; bins, those that are not empty, and their counts."""
+        used = np.flatnonzero(self.bins.any(axis=0))
+        return {"sums": self.sums.copy(), "bins": used.astype(np.int32), "counts": self.bins[:, used]}
+
+    @classmethod
+    def restored(cls, bins: int, sums: NDArray[Any], used: NDArray[Any], counts: NDArray[Any]) -> Tally:
+        """As its state was."""
+        made = cls(bins)
+        made.sums = np.array(sums, np.float64)
+        made.bins[:, used] = counts
+        return made
+
+
+class Progressive:
+    """Takes scores and labels in any cut; gives a `Window` for each `window_rows` of them, and figures over all.
+
+    watcher: is told the rows of each window too; None = nobody.
+    """
+
+    def __init__(self, window_rows: int, watcher: Watcher | None = None) -> None:
         self.window_rows = window_rows
         self.verdicts = Verdicts()
+        self._watcher = watcher
         self._first = 0                                        # rows in windows that are complete
         self._waiting: list[Rows] = []                         # of the window that is being filled
         self._waiting_rows = 0
-        self._sums = np.zeros(5)                               # as _sums gives them; complete windows
-        self._bins = np.zeros((2, BINS))                       # non-clicks and clicks by logit; complete windows
+        self._complete = Tally()                               # of windows that are complete
 
     @property
     def rows(self) -> int:
         """Examples so far."""
         return self._first + self._waiting_rows
 
-    def add(self, probabilities: Floats, labels: Floats, weights: Floats | None = None) -> list[Window]:
-        """The windows that these examples completed, mostly none. probabilities, labels, weights: (B,)."""
+    @property
+    def whole_rows(self) -> int:
+        """Examples in complete windows: the first row of the one that is being filled."""
+        return self._first
+
+    def add(
+        self, probabilities: Floats, labels: Floats, weights: Floats | None = None, served: Floats | None = None,
+        keys: Keys | None = None,
+    ) -> list[Window]:
+        """The windows that these examples completed, mostly none. All as in Rows; None = all 1, not told, not watched."""
+        rows = len(labels)
         weights = np.ones(labels.shape, np.float32) if weights is None else weights
-        if not probabilities.shape == labels.shape == weights.shape or probabilities.ndim != 1:
-            raise ShapeError(f"{probabilities.shape} probabilities, {weights.shape} weights for {labels.shape} labels")
-        complete = []
-        while len(labels):
-            room = self.window_rows - self._waiting_rows
-            self._waiting.append((probabilities[:room].copy(), labels[:room].copy(), weights[:room].copy()))
-            self._waiting_rows += len(labels[:room])
-            probabilities, labels, weights = probabilities[room:], labels[room:], weights[room:]
+        served = np.full(labels.shape, np.nan, np.float32) if served is None else served
+        keys = np.empty((rows, 0), np.uint64) if keys is None else keys
+        if not probabilities.shape == labels.shape == weights.shape == served.shape or labels.ndim != 1 or len(keys) != rows:
+            raise ShapeError(
+                f"{probabilities.shape} probabilities, {weights.shape} weights, {served.shape} served and {len(keys)} keys for "
+                f"{labels.shape} labels"
+            )
+        given = Rows(probabilities, labels, weights, served, keys)
+        complete, start = [], 0
+        while start < rows:
+            part = given.take(slice(start, start + self.window_rows - self._waiting_rows)).copy()
+            if self._waiting and self._waiting[0].keys.shape[1] != part.keys.shape[1]:
+                self._forget_keys(part.keys.shape[1])
+            self._waiting.append(part)
+            self._waiting_rows += len(part.labels)
+            start += len(part.labels)
             if self._waiting_rows == self.window_rows:
                 complete.append(self._close())
         return complete
@@ -91,28 +188,28 @@ class Progressive:
         """The window that is being filled, as far as it is."""
         if not self._waiting_rows:
             return None
-        return figures(self._first, *self._open())
+        return figures(self._first, *self._open()[:3])
 
     def lifetime(self) -> Window | None:
         """All rows so far. The AUC is taken from 65,536 bins of the logit; `auc_error` bounds what that can cost."""
         if not self.rows:
             return None
-        sums, bins = self._sums.copy(), self._bins
+        whole = self._complete
         if self._waiting_rows:
-            sums += _sums(*self._open())
-            bins = bins + _binned(*self._open())
-        auc, error = auc_of_bins(bins)
-        return _window(0, self.rows, sums, auc, error)
+            waiting = Tally()
+            waiting.add(*self._open()[:3])
+            whole = whole + waiting
+        return whole.figures(0, self.rows)
 
     def state(self) -> dict[str, NDArray[Any]]:
         """All of it, as arrays for the checkpoint."""
-        used = np.flatnonzero(self._bins.any(axis=0))
-        p, y, w = self._open()
+        waiting = self._open()
         return {
             **self.verdicts.state(),
-            "first": np.array([self._first], np.int64), "sums": self._sums.copy(),
-            "bins": used.astype(np.int32), "counts": self._bins[:, used],
-            "probabilities": p, "labels": y, "weights": w,
+            "first": np.array([self._first], np.int64), **self._complete.state(),
+            "probabilities": waiting.probabilities, "labels": waiting.labels, "weights": waiting.weights,
+            "served": waiting.served, "keys": waiting.keys,
+            **({} if self._watcher is None else self._watcher.state()),
         }
 
     def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
@@ -120,30 +217,37 @@ class Progressive:
         count, but are not reported."""
         self.verdicts.restore(state)
         self._first = int(state["first"][0])
-        self._sums = np.array(state["sums"], np.float64)
-        if len(self._sums) == 3:                               # a checkpoint from before there were weights
-            self._sums = np.append(self._sums, (self._first, self._sums[2]))
-        self._bins = np.zeros((2, BINS))
-        self._bins[:, state["bins"]] = state["counts"]
+        sums = np.array(state["sums"], np.float64)
+        if len(sums) == 3:                                     # a checkpoint from before there were weights
+            sums = np.append(sums, (self._first, sums[2]))
+        self._complete = Tally.restored(BINS, sums, state["bins"], state["counts"])
+        if self._watcher is not None:
+            self._watcher.restore(state)
         self._waiting, self._waiting_rows = [], 0
-        weights = state.get("weights")
-        self.add(np.array(state["probabilities"]), np.array(state["labels"]), None if weights is None else np.array(weights))
+        names = ("probabilities", "labels", "weights", "served", "keys")
+        self.add(*(np.array(state[name]) if name in state else None for name in names))  # type: ignore[arg-type]
 
     def _open(self) -> Rows:
         if not self._waiting:
-            return np.empty(0, np.float32), np.empty(0, np.float32), np.empty(0, np.float32)
+            none = np.empty(0, np.float32)
+            return Rows(none, none, none, none, np.empty((0, 0), np.uint64))
         if len(self._waiting) > 1:
-            p, y, w = (np.concatenate(column) for column in zip(*self._waiting, strict=True))
-            self._waiting = [(p, y, w)]
+            self._waiting = [Rows(*(np.concatenate(column) for column in zip(*self._waiting, strict=True)))]
         return self._waiting[0]
+
+    def _forget_keys(self, width: int) -> None:
+        """What waits was watched by other slices, before the schema or a setting changed."""
+        waiting = self._open()
+        self._waiting = [waiting._replace(keys=np.zeros((len(waiting.labels), width), np.uint64))]
 
     def _close(self) -> Window:
         rows = self._open()
-        window = figures(self._first, *rows)
-        self._sums += _sums(*rows)
-        self._bins += _binned(*rows)
+        window = figures(self._first, *rows[:3])
+        self._complete.add(*rows[:3])
         self._first += self._waiting_rows
         self._waiting, self._waiting_rows = [], 0
+        if self._watcher is not None:
+            self._watcher.closed(window, rows)
         return window
 
 
@@ -222,9 +326,9 @@ def _sums(probabilities: Floats, labels: Floats, weights: Floats) -> NDArray[np.
     )
 
 
-def _binned(probabilities: Floats, labels: Floats, weights: Floats) -> NDArray[np.float64]:
-    """(2, BINS): weights of non-clicks and clicks by logit."""
+def _binned(probabilities: Floats, labels: Floats, weights: Floats, bins: int) -> NDArray[np.float64]:
+    """(2, bins): weights of non-clicks and clicks by logit."""
     p = clipped(probabilities)
     logit = np.log(p) - np.log1p(-p)
-    place = ((logit + _LOGIT_END) * (BINS / (2 * _LOGIT_END))).astype(np.int64)
-    return np.bincount(place + BINS * (labels > 0.5), weights, minlength=2 * BINS).reshape(2, BINS).astype(np.float64)
+    place = ((logit + _LOGIT_END) * (bins / (2 * _LOGIT_END))).astype(np.int64)
+    return np.bincount(place + bins * (labels > 0.5), weights, minlength=2 * bins).reshape(2, bins).astype(np.float64)

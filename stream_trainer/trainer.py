@@ -36,12 +36,15 @@ from stream_trainer.faust_driver import Kafka, Position, Record
 from stream_trainer.guard import Guard
 from stream_trainer.intake import Batch, Intake
 from stream_trainer.learner import Learner
+from stream_trainer.marks import Marker
 from stream_trainer.memory import check_learner
+from stream_trainer.metric_log import MetricLog
 from stream_trainer.progressive import Progressive
 from stream_trainer.publisher import Publisher
 from stream_trainer.slots import take_slot
 from stream_trainer.store import SnapshotStore
 from stream_trainer.training import Training
+from stream_trainer.watching import Watch
 
 WAITING_RECORDS = 64       # handed over and not learnt: about 64,000 examples, a second's work
 TRACES_PER_VERSION = 32    # clicks followed from their event to the score that used them
@@ -85,7 +88,9 @@ class Trainer:
         control, self._untold = obey(store, Control.of(store.newest_checkpoint()), orders.waiting())
 
         learner = Learner(settings.model, settings.learn, schema, settings.snapshot.rotation)
-        progressive = Progressive(settings.metrics.window_rows)
+        marker = Marker(schema, settings.metrics)
+        self._watch = Watch(marker, settings.metrics)
+        progressive = Progressive(settings.metrics.window_rows, self._watch)
         guard = Guard(learner)
         self._publisher = Publisher(store, learner, progressive, settings.snapshot, secrets.token_hex(16), guard)
         restored = self._publisher.restore()
@@ -94,7 +99,10 @@ class Trainer:
             schema, settings.learn.batch_rows,
             {p: Cursor(*place) for p, place in restored.cursors.items()}, restored.tallies, restored.offsets,
         ) if restored else Intake(schema, settings.learn.batch_rows)
-        self._training = Training(intake, learner, progressive, guard)
+        self._training = Training(intake, learner, progressive, guard, marker)
+        self._log = MetricLog(
+            settings.windows_dir, self._publisher.lineage, progressive.whole_rows, settings.metrics.keep_mb << 20
+        )
         self._records: queue.Queue[tuple[int, int, Examples] | None] = queue.Queue()
         self._traces: list[dict[str, int]] = []
         self._replays = intake.tallies["flush"]
@@ -189,6 +197,7 @@ class Trainer:
                 if record is None:
                     self._publish(force=True)
                     self._publisher.store.close()
+                    self._log.close()
                     return
                 self._training.intake.offer(*record)
             while self._step(force=False):
@@ -226,6 +235,7 @@ class Trainer:
         self._publisher.control, self._untold = obey(self._publisher.store, self._publisher.control, heard)
         if any("first" in answer for answer in self._untold):
             self._publisher.store.close()
+            self._log.close()
             self._answer()
             begin_anew()
         self._publish(force=True)
@@ -252,7 +262,8 @@ class Trainer:
             self._journal.write({"event": "trainer.diverged", **asdict(step.divergence)})
         for window in step.windows:
             log.info("progressive.window", **window.as_dict())
-            self._journal.write({"event": "trainer.window", **window.as_dict()})
+        for table in self._watch.take():
+            self._log.write(time.time_ns() // 1000, table)
         self._publish()
         return step.batch is not None
 
@@ -277,6 +288,8 @@ class Trainer:
             force=force or self._publisher.checkpoint_due(now_us),
         ):
             self._traces = []
+        if force or self._publisher.checkpoint_due(now_us):
+            self._log.flush()                 # a window that the checkpoint holds is not learnt again
         self._publisher.maybe_checkpoint(
             now_us, cursors=cursors, offsets=intake.resume, tallies=intake.tallies, force=force
         )
@@ -303,6 +316,7 @@ class Trainer:
             "tallies": dict(intake.tallies), "dropped": intake.dropped, "gaps": intake.gaps, "waiting_rows": intake.rows,
             "batches_learnt": self._training.learner.batches_learnt, "lifetime": lifetime.as_dict() if lifetime else None,
             "rate_factor": self._training.guard.rate_factor, "idle_s": round(self._idle_s, 3),
+            "windows_unwritten": self._log.trouble, "windows_lost": self._log.lost,
         }
 
 

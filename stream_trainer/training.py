@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from stream_trainer.guard import Divergence, Guard
 from stream_trainer.intake import Batch, Intake
 from stream_trainer.learner import Learner
+from stream_trainer.marks import Marker
 from stream_trainer.progressive import Progressive, Window
 from stream_trainer.verdicts import Judged
 
@@ -33,15 +34,17 @@ class Step:
 
 class Training:
     """What is known of the stream (intake), of the world (learner), of how good that is (progressive), and what to do when
-    it is not (guard; None: a new one)."""
+    it is not (guard; None: a new one). marker: says by what each example is watched; None: by nothing."""
 
     def __init__(
-        self, intake: Intake, learner: Learner, progressive: Progressive, guard: Guard | None = None
+        self, intake: Intake, learner: Learner, progressive: Progressive, guard: Guard | None = None,
+        marker: Marker | None = None,
     ) -> None:
         self.intake = intake
         self.learner = learner
         self.progressive = progressive
         self.guard = guard or Guard(learner)
+        self.marker = marker
 
     def step(self, force: bool = False) -> Step | None:
         """Learn the next batch; None if there is nothing to learn or judge. force: an unfilled batch too. Raises Diverged."""
@@ -55,6 +58,9 @@ class Training:
         if found is not None:
             self.intake.tallies["relearnt"] += found.relearnt
             log.warning("guard.diverged", does="went back, learnt again with smaller steps", **asdict(found))
-        judged = self.progressive.verdicts.judge(batch, said, *settled)
-        windows = self.progressive.add(judged.probabilities, judged.labels, judged.weights)
+        keys = None
+        if batch is not None and self.marker is not None:
+            keys = self.marker.keys(batch.bags, batch.source, batch.impression)
+        judged = self.progressive.verdicts.judge(batch, said, *settled, keys)
+        windows = self.progressive.add(judged.probabilities, judged.labels, judged.weights, judged.served, judged.keys)
         return Step(batch, said, judged, windows, found)

@@ -3,31 +3,88 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+import time
+from typing import Annotated, Any
 
 import typer
 
 from schemas.config import Settings
 
+MOST = 256       # windows that are looked at where no time is given
+SHOWN = 12       # slices that moved
+_TIME = "15m, 2h, 7d ago, or a time with its zone."
+
 
 def metrics(
     settings: Settings,
-    last: Annotated[int, typer.Option(min=0, help="Newest windows only; 0 = all.")] = 0,
+    last: Annotated[int, typer.Option(min=0, help=f"Newest windows only; 0 = {MOST}, or all within --since.")] = 0,
+    since: Annotated[str, typer.Option(metavar="TIME", help=f"Windows that closed then or later: {_TIME}")] = "",
+    until: Annotated[str, typer.Option(metavar="TIME", help="Windows that closed before.")] = "",
+    of: Annotated[str, typer.Option(
+        "--slice", metavar="FIELD[=VALUE]", help="A line per value of a field; of one value, a line per window."
+    )] = "",
+    recent: Annotated[int, typer.Option(
+        min=0, help="Windows that are now, where slices are compared with before; 0 = a quarter."
+    )] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="One object on stdout.")] = False,
 ) -> None:
-    """The trainer's figures, from the score of each example before it was learnt: per window, and over all."""
-    from ops.tables import window_table
+    """The model's figures from the score of each example before it was learnt, those of what was served, which slices moved,
+    and how long a click takes to change an answer."""
+    from ops import freshness, tables, windows
     from ops.watch import last as newest
-    from ops.watch import windows
 
-    rows = windows(settings)
-    shown = rows[-last:] if last else rows
+    now_us = time.time_ns() // 1000
+    since_us = windows.moment(since, now_us, "--since") if since else None
+    until_us = windows.moment(until, now_us, "--until") if until else None
+    most = last or (0 if since else MOST)
     status = newest(settings, "trainer", "trainer.status")
+    if of:
+        field, names = windows.asked(settings, of)
+        lines = windows.of_value(windows.slice_lines(settings, field, since_us, until_us, most), names)
+        values = windows.by_value(lines)
+        if as_json:
+            print(json.dumps({"slice": of, "values": values, "windows": lines if names else []}))
+        elif not lines:
+            raise _nothing(settings, f"no window with {of}")
+        elif names:
+            print(tables.slice_window_table(lines))
+        else:
+            print(tables.slice_table(field, values))
+        return
+
+    shown = windows.whole_windows(settings, since_us, until_us, most)
+    now = recent or max(1, len(shown) // 4)
+    moved = windows.moved(windows.slice_lines(settings, None, since_us, until_us, most), now) if len(shown) > now else []
+    served = freshness.served(settings, since_us, until_us)
+    parts, whole_way = freshness.parts_ms(served), freshness.whole_way_ms(served)
     if as_json:
-        print(json.dumps({"windows": shown, "status": status}))
+        print(json.dumps({
+            "windows": shown, "status": status, "windows_now": now, "moved": [move.as_dict() for move in moved],
+            "freshness_ms": {"whole": whole_way, **parts}, "clicks_followed": len(served),
+        }))
         return
     if status is None:
-        typer.echo(f"freshet: no trainer has logged anything of {settings.model.name} in {settings.metrics_dir}", err=True)
-        raise typer.Exit(1)
-    print(window_table(shown, status["lifetime"]))
-    print("ends: " + ", ".join(f"{count:,} {name}" for name, count in sorted(status["tallies"].items())))
+        raise _nothing(settings, "no trainer has logged anything")
+    print(tables.watched_table(shown, status["lifetime"]))
+    if shown:
+        print(tables.longer_line(shown[-1]))
+    if moved:
+        print(f"\nslices by how far the newest {now} of {len(shown)} windows are from those before:")
+        print(tables.moved_table(moved[:SHOWN]))
+    if served:
+        print("\n" + tables.freshness_table(whole_way, parts, len(served)))
+    print("\nends: " + ", ".join(f"{count:,} {name}" for name, count in sorted(status["tallies"].items())))
+    _warn(status)
+
+
+def _warn(status: dict[str, Any]) -> None:
+    """Say what the log lacks."""
+    if status.get("windows_unwritten"):
+        typer.echo(f"freshet: the log of windows cannot be written: {status['windows_unwritten']}", err=True)
+    if status.get("windows_lost"):
+        typer.echo(f"freshet: {status['windows_lost']:,} windows were lost while it could not be written", err=True)
+
+
+def _nothing(settings: Settings, what: str) -> typer.Exit:
+    typer.echo(f"freshet: {what} of {settings.model.name} in {settings.metrics_dir}", err=True)
+    return typer.Exit(1)

@@ -27,7 +27,8 @@ from ops.simulator.options import StoreOptions
 from ops.simulator.slates import Simulator
 from ops.simulator.store import AppStore, VirtualClock
 from ops.topics import ensure_topics
-from ops.watch import last, wait_until_learnt, windows
+from ops.watch import last, wait_until_learnt
+from ops.windows import whole_windows
 from schemas.config import LearnConfig, ModelConfig, Settings, Source, build
 from schemas.snapshot import chunk_key, manifest_key
 from scorer.reader import SnapshotReader
@@ -100,7 +101,7 @@ def assert_as_if_nobody_was_killed(settings: Settings, records: Iterator[EventRe
     expected = evaluate(settings, records)
     assert found["tallies"] == expected.tallies
     assert found["weights_digest"] == expected.weights_digest
-    logged = [(window["first_row"], window["auc"], window["log_loss"]) for window in windows(settings)]
+    logged = [(window["first_row"], window["auc"], window["log_loss"]) for window in whole_windows(settings)]
     assert logged == [(window.first_row, window.auc, window.log_loss) for window in expected.windows]
     assert found["gaps"] == 0
 
@@ -177,7 +178,7 @@ def test_a_replay_of_criteo_equals_its_evaluation(broker: str, prefix: str, tmp_
     assert found["examples_learnt"] == 60_000
     assert found["dropped"] == 0
     assert found["weights_digest"] == expected.weights_digest
-    window = windows(settings)[2]
+    window = whole_windows(settings)[2]
     assert window["first_row"] == 40_000
     assert window["auc"] == pytest.approx(expected.figures.auc, abs=1e-6)
     assert window["auc"] >= 0.765

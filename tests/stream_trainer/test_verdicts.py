@@ -103,6 +103,34 @@ def test_what_waits_is_part_of_a_checkpoint() -> None:
     assert whole.rows == 80
 
 
+@pytest.mark.parametrize("config", [IMMEDIATE, EVERY["eager"]], ids=["immediate", "eager"])
+def test_what_was_served_and_what_is_watched_stay_with_their_example(config: JoinConfig) -> None:
+    """Also while it waits for its label, and through checkpoints meanwhile: a judgement has the marks of its own row."""
+    log = [impression(f"i{n}", n, ("a", "b")) for n in range(40)] + [click("i35", 36, "b"), click("i30", 36, "a"), ALL]
+    intake, verdicts, found = Intake(SCHEMA, 4), Verdicts(), []
+    for offset, record in enumerate([*join_all(log, replace(config, record_rows=5)), None]):
+        if record is not None:
+            intake.offer(0, offset, record)
+        while True:
+            batch, settled = intake.take(force=record is None), intake.settled()
+            if batch is None and not any(settled):
+                break
+            name = np.empty(0) if batch is None else batch.impression * 100 + batch.item
+            keys = np.stack([name + 7, name + 8], axis=1).astype(np.uint64) if batch is not None else None
+            if batch is not None:
+                batch = replace(batch, served_probability=(name / 10_000).astype(np.float32))
+            found.append(verdicts.judge(batch, (name / 5000).astype(np.float32), *settled, keys))
+            restored = Verdicts()
+            restored.restore(verdicts.state())
+            verdicts = restored
+    whole = joined(found)
+    assert len(whole) == 80
+    name = np.round(whole.probabilities.astype(np.float64) * 5000)
+    np.testing.assert_array_equal(name // 100, whole.impression)
+    np.testing.assert_array_equal(whole.keys, np.stack([name + 7, name + 8], axis=1))
+    np.testing.assert_allclose(whole.served, name / 10_000, rtol=1e-6)
+
+
 def test_a_checkpoint_from_before_there_were_weights_is_read() -> None:
     """Its rows count for 1 each."""
     rng = np.random.default_rng(2)
