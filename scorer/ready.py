@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from schemas.bags import Bags
 from schemas.errors import BadEvent
-from schemas.fields import Encoder, FieldSchema, Slate
+from schemas.fields import RAW_LIMIT, Encoder, FieldSchema, Slate
 from schemas.proto import scoring_pb2
 
 
@@ -60,8 +60,8 @@ class Ready:
                 )
         sent = np.frombuffer(given.ids, "<u8").reshape(entries, len(numbers))
         factors = np.frombuffer(given.values, "<f4").reshape(entries, len(numbers)) if given.values else None
-        if factors is not None and not np.isfinite(factors).all():
-            raise BadEvent("not_finite", f"{name}: values must be finite")
+        if factors is not None and not (np.abs(factors) <= RAW_LIMIT).all():
+            raise BadEvent("not_finite", f"{name}: values must be finite, within ±{RAW_LIMIT:,.0f}")
         place = self._place[side]
         known = [(column, place[number]) for column, number in enumerate(numbers) if number in place]
         known = [(column, at) for column, at in known if not self._schema.fields[at].training_only]
