@@ -33,7 +33,6 @@ class Verb:
     name: str
     function: str
     summary: str
-    hidden: bool = False
 
 
 VERBS = [
@@ -46,8 +45,6 @@ VERBS = [
     Verb("scorer", "ops.verbs.scorer:scorer", "The newest version to scores, over gRPC."),
     Verb("updates", "ops.verbs.updates:updates", "Versions to Kafka, for scorers on other machines."),
     Verb("mirror", "ops.verbs.mirror:mirror", "Versions from Kafka, for the scorer on this machine."),
-    Verb("scorer-follower", "ops.verbs.scorer:follower", "Part of `freshet scorer`.", hidden=True),
-    Verb("scorer-worker", "ops.verbs.scorer:worker", "Part of `freshet scorer`.", hidden=True),
     Verb("replay", "ops.verbs.replay:replay", "Publish a file's impressions and clicks."),
     Verb("simulate", "ops.verbs.simulate:simulate", "An app store with a known truth."),
     Verb("evaluate", "ops.verbs.evaluate:evaluate", "Progressive figures of a file, without Kafka."),
@@ -113,7 +110,7 @@ def command_line(argv: Sequence[str]) -> typer.Typer:
         if verb.name.split(" ") == words[: len(verb.name.split(" "))]:
             into.command(name)(_command(_load(verb)))
         else:
-            into.command(name, help=verb.summary, hidden=verb.hidden)(_not_chosen)
+            into.command(name, help=verb.summary)(_not_chosen)
     return app
 
 

@@ -28,6 +28,7 @@ from ops.watch import last
 from schemas.config import Settings
 from schemas.errors import FreshetError
 from schemas.journal import read
+from scorer.access import access_of
 from scorer.client import ScorerClient
 
 STARTUP_S = 60.0            # a loop that has not served by then is broken
@@ -77,7 +78,7 @@ def demo(
     with _loop(loaded):
         # 1. The loop serves its first scores.
         wait_for_start(settings, ["events", "examples"])
-        with ScorerClient(f"{settings.score.host}:{settings.score.port}") as client:
+        with ScorerClient(f"{settings.score.host}:{settings.score.port}", access_of(settings.score)) as client:
             client.wait_ready(STARTUP_S)
         say(f"the loop serves after {time.monotonic() - began:.1f} s")
 
@@ -133,8 +134,8 @@ def _trade(
         log.send(f"spoiled{place}", spoiled)
     store = AppStore(
         Simulator(options, time.time_ns() // 1000), WallClock(threading.Event()), log,
-        GrpcRanker(f"{settings.score.host}:{settings.score.port}", settings.model.name), rate=rate, seconds=seconds,
-        progress=progress,
+        GrpcRanker(f"{settings.score.host}:{settings.score.port}", settings.model.name, access_of(settings.score)),
+        rate=rate, seconds=seconds, progress=progress,
     )
     return store.run()
 

@@ -26,8 +26,11 @@ from schemas.memory import does_not_fit, gib, room
 from schemas.updates import CHUNK_RECORD_BYTES
 from scorer import memory as scorer_memory
 from scorer.reader import SnapshotReader, own_secondary_dir
+from scorer.tls import read_tls
+from scorer.tokens import Role, read_tokens
 
 BROKER_TIMEOUT_S = 3.0
+ROLES: dict[Role, str] = {"scoring": "those who score", "operator": "operators"}
 # What a topic may have otherwise than freshet makes it; of these, what matters is looked at by what it is for.
 _MAY_DIFFER = {"max.message.bytes", "retention.ms", "segment.ms", "segment.bytes"}
 
@@ -70,7 +73,7 @@ def examine(loaded: Loaded, environ: Mapping[str, str]) -> Report:
     settings, ours = loaded.settings, broker_is_ours(loaded, environ)
     findings = [
         *_software(ours), *_schema(settings), *_memory(settings), *_store(settings), *_scorer_port(settings),
-        *_kafka(settings, ours),
+        *_scorer_access(settings), *_kafka(settings, ours),
     ]
     return Report(listing(loaded), findings)
 
@@ -184,6 +187,20 @@ def _full(load: Load) -> Finding:
     if load.share > SHARE_TOO_LARGE:
         return Finding("table", found, advice)
     return Finding("table", f"{found}; {advice}")
+
+
+def _scorer_access(settings: Settings) -> Iterator[Finding]:
+    """Who may come to the scorer; nothing where all who reach it may."""
+    try:
+        tls, tokens = read_tls(settings.score), read_tokens(settings.score)
+    except ConfigError as wrong:
+        yield Finding("scorer access", "certificates or tokens cannot be used", str(wrong))
+        return
+    asked = [f"tokens for {what}" for role, what in ROLES.items() if tokens.asked[role]]
+    if tls is not None:
+        asked.insert(0, "TLS" if tls.client_ca is None else "TLS, with the client's certificate")
+    if asked:
+        yield Finding("scorer access", ", ".join(asked))
 
 
 def _scorer_port(settings: Settings) -> Iterator[Finding]:

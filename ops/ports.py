@@ -67,8 +67,3 @@ def split_address(address: str) -> tuple[str, int]:
     if not colon or not host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise ConfigError(f"kafka.bootstrap={address!r}: must be host:port, or several with commas between")
     return host.strip("[]"), int(port)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address is this machine seen from itself."""
-    return host in ("localhost", "::1") or host.startswith("127.")

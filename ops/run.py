@@ -190,13 +190,14 @@ def _tell_steps(settings: Settings, ours: bool, crew: Crew) -> None:
 
     # 2. The scorer says SERVING as soon as it has loaded a version; then one slate of our own, of nothing but an item.
     # Imported here: grpc must not be there yet when the processes are forked.
+    from scorer.access import access_of
     from scorer.client import ScorerClient, ScorerUnavailable
 
     address = f"{_reachable(settings.score.host)}:{settings.score.port}"
     if settings.score.port == 0:
         tell("the scorer is on a port of its own choice (score.port=0): its lines name it")
         return
-    with ScorerClient(address) as client:
+    with ScorerClient(address, access_of(settings.score)) as client:
         while not crew.ending:
             try:
                 client.wait_ready(1.0)

@@ -10,8 +10,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ops.ports import is_loopback, split_address
-from schemas.config import SECRETS, Settings, Source, build, from_environment, from_mapping, value_of, variable_name
+from ops.ports import split_address
+from schemas.config import (
+    SECRETS,
+    Settings,
+    Source,
+    build,
+    from_environment,
+    from_mapping,
+    is_loopback,
+    value_of,
+    variable_name,
+)
 from schemas.errors import ConfigError
 
 DEFAULT_FILE = "freshet.toml"

@@ -8,6 +8,7 @@ the caller's work (ops/cli.py), so that nothing below the command line depends o
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import math
 import types
 import typing
@@ -60,6 +61,14 @@ def _seconds_of(text: str) -> float:
     except ValueError:
         return math.nan
     return math.nan if moment.tzinfo is None else moment.timestamp()
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address is this machine seen from itself."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -321,15 +330,60 @@ class ScoreConfig:
                                        # to .001 (docs/bench-score.md)
     poll_s: float = 0.02               # wall seconds between two looks for a new version
     strict: bool = False               # refuse fields the schema does not know, instead of a warning
+    tls_certificate_file: str = ""     # PEM of the scorer's certificate and its chain: all its ports speak TLS alone
+    tls_key_file: str = ""             # PEM of its key, not encrypted; none = it stands in tls_certificate_file
+    tls_client_ca_file: str = ""       # PEM of the authorities whose certificates clients must show (mTLS); none = all may come
+    tokens_file: str = ""              # a token a line: whoever scores must send one of them; none = nobody is asked
+    tokens: str = field(default="", repr=False)  # the same from FRESHET_SCORE_TOKENS, spaces between them
+    operator_host: str = "127.0.0.1"   # of both ports for operators
+    operator_port: int = -1            # gRPC: status, health; 0 = any free port, -1 = score.port + 1
+    metrics_port: int = -1             # HTTP: /metrics, /healthz; 0 = any free port, -1 = score.port + 2
+    operator_tokens_file: str = ""     # as tokens_file, for the operators' ports; a token is good for one of the two
+    operator_tokens: str = field(default="", repr=False)  # the same from FRESHET_SCORE_OPERATOR_TOKENS
+    caller_ca_file: str = ""           # freshet's own callers (score, simulate, run, demo) believe a scorer whose certificate
+                                       # these authorities signed (PEM); none = those that gRPC brings
+    caller_certificate_file: str = ""  # PEM of the certificate that they show, where the scorer asks for one
+    caller_key_file: str = ""          # PEM of its key; none = it stands in caller_certificate_file
+    caller_token_file: str = ""        # the token that they send is its first line
+    caller_token: str = field(default="", repr=False)  # the same from FRESHET_SCORE_CALLER_TOKEN
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"score.port={self.port}: from 0 to 65535")
+        for key in ("operator_port", "metrics_port"):
+            if not -1 <= getattr(self, key) <= 65535:
+                raise ConfigError(f"score.{key}={getattr(self, key)}: from 0 to 65535, or -1: next to score.port")
+        for key in ("tls_key_file", "tls_client_ca_file"):
+            if getattr(self, key) and not self.tls:
+                raise ConfigError(f"score.{key} without score.tls_certificate_file: TLS begins with the scorer's certificate")
+        if self.caller_key_file and not self.caller_certificate_file:
+            raise ConfigError("score.caller_key_file without score.caller_certificate_file: a key needs its certificate")
+        for key in ("tokens", "operator_tokens", "caller_token"):
+            if getattr(self, key) and getattr(self, f"{key}_file"):
+                raise ConfigError(f"score.{key} and score.{key}_file are both set: drop one")
+        for tokens, host, what in (
+            (self.tokens or self.tokens_file, self.host, "score.host"),
+            (self.operator_tokens or self.operator_tokens_file, self.operator_host, "score.operator_host"),
+        ):
+            if tokens and not self.tls and not is_loopback(host):
+                raise ConfigError(
+                    f"{what}={host} with tokens and without TLS: everybody on the way could read them; set "
+                    f"score.tls_certificate_file and score.tls_key_file, or {what}=127.0.0.1 behind a proxy that speaks TLS"
+                )
         _at_least("score", "workers", self.workers, 0, "0 = one per core, at most 4")
         _one_of("score", "precision", self.precision, Precision)
         _at_least("score", "in_flight", self.in_flight, self.threads, "as many as there are threads")
         _at_least("score", "threads", self.threads, 1, "someone must answer")
         _at_least("score", "poll_s", self.poll_s, 0.001, "polling faster only heats")
+
+    @property
+    def tls(self) -> bool:
+        """Whether the scorer's ports speak TLS."""
+        return bool(self.tls_certificate_file)
+
+    def beside(self, port: int, step: int) -> int:
+        """The port of that setting where -1 means so many above score.port; 0 = any free one."""
+        return port if port >= 0 else (self.port + step if self.port else 0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -378,7 +432,9 @@ class Settings:
         return self.metrics_dir / "windows"
 
 
-SECRETS = frozenset({"kafka.password"})  # keys whose values nobody prints
+SECRETS = frozenset(  # keys whose values nobody prints
+    {"kafka.password", "score.tokens", "score.operator_tokens", "score.caller_token"}
+)
 
 SECTIONS: dict[str, type[Any]] = {
     "kafka": KafkaConfig, "join": JoinConfig, "model": ModelConfig, "learn": LearnConfig,

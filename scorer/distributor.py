@@ -11,29 +11,44 @@ import os
 import selectors
 import socket
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import structlog
+from prometheus_client import Metric
 
 from schemas import fields
 from schemas.config import Settings
 from schemas.journal import Journal
-from schemas.snapshot import Manifest, Unpacked
+from schemas.snapshot import Arrays, Manifest, Unpacked
 from scorer import feed, segment
 from scorer.engine import Blueprint
 from scorer.follower import Follower
 from scorer.freshness import Freshness
-from scorer.metrics import Metrics
+from scorer.metrics import Metrics, totals_of
 from scorer.reader import SnapshotReader, own_secondary_dir
 from scorer.version import Version
 
 STATUS_EVERY_S = 2.0
+SEEN_EVERY_S = 0.25  # how old what an operator is shown may be
 MAX_BEHIND = 32  # versions that a worker may not have taken yet: 16 s at two a second, then it gets the whole table
 
 _log = structlog.get_logger("scorer")
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What an operator is shown: as of one moment, for other threads. counts: as Metrics.counts, of all processes together."""
+
+    version: Version | None
+    workers: tuple[tuple[int, int], ...]  # (pid, number of the version that it answers from) of each that has one
+    counts: Mapping[str, float]
+
+    @property
+    def serving(self) -> bool:
+        """Whether a request is answered."""
+        return bool(self.workers)
 
 
 @dataclass(eq=False)
@@ -43,8 +58,9 @@ class _Worker:
     connection: socket.socket
     pid: int | None = None
     took: int = 0
-    totals: dict[str, int] = field(default_factory=dict)
+    totals: dict[str, float] = field(default_factory=dict)
     port: int | None = None
+    number: int | None = None  # of the version that it answers from
 
 
 @dataclass(eq=False)
@@ -74,11 +90,13 @@ class Distributor:
             self._reader, Blueprint(model, fields.load(model.schema)), settings.score.poll_s, self._metrics, now_us,
             self._changed, self._applied,
         )
-        self._newest: tuple[Manifest, Unpacked] | None = None
+        self._newest: tuple[Manifest, Arrays] | None = None
         self._packets = 0
         self._handed: list[_Handed] = []
         self._workers: dict[socket.socket, _Worker] = {}
-        self._ended: Counter[str] = Counter()  # what workers counted that are gone
+        self._ended: dict[str, float] = {}  # what workers counted that are gone
+        self.seen = Seen(None, (), {})
+        self._seen_at = 0.0
         self._listener = listener
         listener.setblocking(False)
         self._selector = selectors.DefaultSelector()
@@ -91,13 +109,20 @@ class Distributor:
             self._look_at = now + self._follower.look()
         if now >= self._status_at:
             self._status_at = now + STATUS_EVERY_S
-            self._write_status()
+            self._journal.write(self._status_row())
+        if now >= self._seen_at:
+            self._seen_at = now + SEEN_EVERY_S
+            self.seen = self._see()
         self._hear(max(0.0, self._look_at - time.monotonic()))
+
+    def families(self) -> Iterator[Metric]:
+        """What Prometheus reads. For any thread."""
+        return self._metrics.families(self.seen.counts)
 
     def close(self) -> None:
         """Hear what workers said last, write it down, let go of everything. They go on with the version that they have."""
         self._hear(0)
-        self._write_status()
+        self._journal.write(self._status_row())
         for worker in list(self._workers.values()):
             self._drop(worker)
         self._selector.close()
@@ -109,7 +134,7 @@ class Distributor:
     # --- versions, from the follower ---
 
     def _changed(self, manifest: Manifest, content: Unpacked, whole: bool) -> None:
-        self._newest = (manifest, content)
+        self._newest = (manifest, content.dense)  # not its rows: of a whole table they are as large as that
         if whole:
             self._send_table(self._known())
         else:
@@ -132,8 +157,8 @@ class Distributor:
         engine, newest = self._follower.engine, self._newest
         assert engine is not None
         assert newest is not None
-        manifest, content = newest
-        self._send("table", segment.of_table(manifest, engine.table.numpy(), content.dense), workers)
+        manifest, dense = newest
+        self._send("table", segment.of_table(manifest, engine.table.numpy(), dense), workers)
 
     def _send(self, kind: str, file: int, workers: Iterable[_Worker]) -> None:
         """One packet to each; closes the file. Who is too far behind is dropped, and asks for the whole table when it
@@ -194,6 +219,7 @@ class Distributor:
         if kind == "took":
             worker.took = said["packet"]
             took = feed.as_version(said)
+            worker.number = took.number
             for one in self._handed:
                 if one.packet <= worker.took and worker in one.waiting:
                     one.waiting.discard(worker)
@@ -207,6 +233,7 @@ class Distributor:
             if self._newest is None:
                 self._say(worker, {"kind": "nothing"})
             elif (said["lineage"], said["number"]) == (self._newest[0].lineage, self._newest[0].number):
+                worker.number = said["number"]
                 self._say(worker, {"kind": "same"})
             else:
                 self._send_table([worker])
@@ -216,28 +243,29 @@ class Distributor:
             return
         self._selector.unregister(worker.connection)
         worker.connection.close()
-        self._ended.update(worker.totals)
+        self._ended = _added([self._ended, worker.totals])
         for one in self._handed:
             one.waiting.discard(worker)
 
     # --- the row about all ---
 
-    def _write_status(self) -> None:
-        try:
-            self._journal.write(self._status_row())
-        except OSError as full:
-            _log.error("status.not_written", path=str(self._journal.path), error=str(full))
-
     def _status_row(self) -> dict[str, Any]:
-        totals = Counter(self._metrics.totals())
-        totals.update(self._ended)
-        for worker in self._workers.values():
-            totals.update(worker.totals)
         ports = [worker.port for worker in self._workers.values() if worker.port is not None]
         return {
             "event": "scorer.status", "port": ports[0] if ports else None, "workers": len(self._known()),
-            **self._version_fields(), **totals, "versions_served": self._freshness.versions_served,
+            **self._version_fields(), **totals_of(self._counts()), "versions_served": self._freshness.versions_served,
         }
+
+    def _counts(self) -> dict[str, float]:
+        return _added([self._metrics.counts(), self._ended, *(worker.totals for worker in self._workers.values())])
+
+    def _see(self) -> Seen:
+        workers = tuple(
+            (worker.pid, worker.number) for worker in self._known() if worker.pid is not None and worker.number is not None
+        )
+        self._metrics.workers.set(len(workers))
+        engine = self._follower.engine
+        return Seen(None if engine is None else engine.version, workers, self._counts())
 
     def _version_fields(self) -> dict[str, Any]:
         engine = self._follower.engine
@@ -246,3 +274,11 @@ class Distributor:
             return {"lineage": None, "version": None, "version_age_s": None}
         age_s = round((self._now_us() - version.created_us) / 1e6, 3)
         return {"lineage": version.lineage, "version": version.number, "version_age_s": age_s}
+
+
+def _added(counts: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    total: dict[str, float] = {}
+    for one in counts:
+        for key, value in one.items():
+            total[key] = total.get(key, 0) + value
+    return total

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -19,7 +19,8 @@ from schemas.config import ModelConfig, Precision
 from schemas.crosses import crossed
 from schemas.errors import SnapshotError
 from schemas.fields import FieldSchema
-from schemas.models import build
+from schemas.models import RowModel, build
+from schemas.models.base import Sides
 from schemas.models.pooling import pool
 from schemas.snapshot import Manifest, Unpacked, model_identity, refuse_other_model
 from scorer.network import for_slates
@@ -40,6 +41,26 @@ class Scores:
     probabilities: Floats
     logits: Floats
     version: Version
+
+
+@dataclass(frozen=True, slots=True)
+class Gathered:
+    """What `version` computes its scores from. rows: (B, F + C, W), pooled over sets; values: (B, F + C), None = all 1.
+    net: as the trainer has it, in float64, for any rows. sides: the two fields of each cross."""
+
+    rows: Tensor
+    values: Tensor | None
+    net: RowModel
+    sides: Sides
+    version: Version
+
+
+@dataclass(frozen=True, slots=True)
+class Dense:
+    """A version's dense part. net: what answers; tensors: its numbers as they came."""
+
+    net: nn.Module
+    tensors: Mapping[str, Tensor]
 
 
 class Blueprint:
@@ -67,13 +88,22 @@ class Blueprint:
 
     def table(self) -> Tensor:
         """A table of rows as they are before they are touched, (2^bits, W) float32."""
-        table = torch.empty((1 << self.bits, self.row_width), dtype=torch.float32)
-        for start in range(0, len(table), INIT_ROWS):
-            stop = min(start + INIT_ROWS, len(table))
-            table[start:stop] = self._model.new_rows(torch.arange(start, stop))
+        table = self.room()
+        self.fill(table, np.zeros(len(table), bool))
         return table
 
-    def dense(self, manifest: Manifest, content: Unpacked) -> nn.Module:
+    def room(self) -> Tensor:
+        """A table of rows that hold nothing yet, (2^bits, W) float32; from numpy, which asks for huge pages."""
+        return torch.from_numpy(np.empty((1 << self.bits, self.row_width), np.float32))
+
+    def fill(self, table: Tensor, touched: NDArray[np.bool_]) -> None:
+        """Make the other rows of a table what they are before they are touched. touched: (2^bits,)."""
+        for start in range(0, len(table), INIT_ROWS):
+            rows = torch.from_numpy(start + np.flatnonzero(~touched[start : start + INIT_ROWS]))        # (n,)
+            if len(rows):
+                table[rows] = self._model.new_rows(rows)
+
+    def dense(self, manifest: Manifest, content: Unpacked) -> Dense:
         """The dense part with a version's numbers. Raises SnapshotError if they are not this model's."""
         net = _twin(self._model)
         # Copies: what they come from may be a mapping of the whole table (scorer/segment.py), which would live as long as they.
@@ -83,7 +113,13 @@ class Blueprint:
         except RuntimeError as wrong:
             raise SnapshotError(f"version {manifest.number}: dense weights of another model: {wrong}") from wrong
         net.requires_grad_(False)
-        return net if self._slates is None else for_slates(net, self._context, self._slates)
+        return Dense(net if self._slates is None else for_slates(net, self._context, self._slates), tensors)
+
+    def plain(self, dense: Dense) -> RowModel:
+        """The dense part as the trainer has it, in float64, for any rows."""
+        net = _twin(self._model)
+        net.load_state_dict(dict(dense.tensors), strict=True, assign=True)
+        return net.requires_grad_(False).double()
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +152,7 @@ class Engine:
         self._lock = threading.Lock()
         self._mask = np.uint64((1 << blueprint.bits) - 1)
         self._table = blueprint.table() if table is None else table
-        self._net: nn.Module | None = None
+        self._dense: Dense | None = None
         self._version: Version | None = None
         self._before: _Overwritten | None = None
         self._written = -1                     # the last row of the next version that is in the table already
@@ -147,7 +183,7 @@ class Engine:
         width = self._blueprint.row_width
         if manifest.width != width:
             raise SnapshotError(f"version {manifest.number} has rows of {manifest.width} floats, {width} needed")
-        net = self._blueprint.dense(manifest, content)
+        dense = self._blueprint.dense(manifest, content)
         pieces = [
             (numbers[at : at + PIECE_ROWS], floats[at : at + PIECE_ROWS])
             for numbers, floats in ((_own(n, np.int64), _own(f, np.float32)) for n, f in content.rows)
@@ -159,7 +195,7 @@ class Engine:
         with self._lock:
             for numbers, floats in pieces:
                 self._table.index_copy_(0, numbers, floats)
-            self._net, self._before = net, None
+            self._dense, self._before = dense, None
             self._version = Version(manifest.lineage, manifest.number, manifest.created_us, self._now_us())
             return self._version
 
@@ -176,18 +212,27 @@ class Engine:
     @torch.inference_mode()
     def score(self, bags: Bags) -> Scores:
         """Probability and logit of each row, in float32. Raises SnapshotError before the first version."""
+        rows, values, dense, version = self._gather(bags)                       # (B, F + C, W), (B, F + C)
+        logits: Tensor = dense.net(rows, values)                                # (B,)
+        return Scores(_array(logits.sigmoid()), _array(logits), version)
+
+    @torch.inference_mode()
+    def gather(self, bags: Bags) -> Gathered:
+        """What `score` would compute from, to be looked into. Raises SnapshotError before the first version."""
+        rows, values, dense, version = self._gather(bags)
+        return Gathered(rows, values, self._blueprint.plain(dense), self._blueprint.schema.sides, version)
+
+    def _gather(self, bags: Bags) -> tuple[Tensor, Tensor | None, Dense, Version]:
         bags = crossed(bags, self._blueprint.schema)
         numbers = torch.from_numpy((bags.ids & self._mask).astype(np.int64))    # (n,)
         with self._lock:
-            net, version, before, written = self._net, self._version, self._before, self._written
+            dense, version, before, written = self._dense, self._version, self._before, self._written
             rows = self._table.index_select(0, numbers)                         # (n, W)
-        if net is None or version is None:
+        if dense is None or version is None:
             raise SnapshotError("no version is loaded yet")
         if before is not None:
             before.put_back(numbers, rows, written)
-        pooled, values = pool(rows, bags, self._blueprint.schema.columns, self._blueprint.counted)  # (B, F, W), (B, F)
-        logits: Tensor = net(pooled, values)                                    # (B,)
-        return Scores(_array(logits.sigmoid()), _array(logits), version)
+        return *pool(rows, bags, self._blueprint.schema.columns, self._blueprint.counted), dense, version
 
 
 def load(blueprint: Blueprint, now_us: Callable[[], int], parts: Iterable[tuple[Manifest, Unpacked]]) -> Engine:
@@ -195,11 +240,16 @@ def load(blueprint: Blueprint, now_us: Callable[[], int], parts: Iterable[tuple[
 
     Raises SnapshotError if they do not follow from one another, or there is none.
     """
-    engine = Engine(blueprint, now_us)
+    table = blueprint.room()
+    touched = np.zeros(len(table), bool)
+    engine = Engine(blueprint, now_us, table)
     for manifest, content in parts:
         engine.apply(manifest, content)
+        for numbers, _ in content.rows:
+            touched[numbers] = True
     if engine.version is None:
         raise SnapshotError("no version to load")
+    blueprint.fill(table, touched)
     return engine
 
 

@@ -13,15 +13,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import structlog
-
 from schemas.journal import Journal
 from scorer.version import Version
 
 MAX_WAITING = 10_000  # traced examples kept while nobody asks for a score
 MAX_SERVED = 64       # versions remembered as served, while their traces may still be on their way here
-
-_log = structlog.get_logger("scorer")
 
 
 class Freshness:
@@ -50,11 +46,8 @@ class Freshness:
         self._journal.close()
 
     def _write(self, lines: Sequence[Mapping[str, Any]]) -> None:
-        try:
-            for line in lines:
-                self._journal.write(line)
-        except OSError as full:
-            _log.error("freshness.not_written", path=str(self._journal.path), error=str(full), lines=len(lines))
+        for line in lines:
+            self._journal.write(line)
 
 
 class Matcher:

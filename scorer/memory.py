@@ -33,10 +33,10 @@ def check_scorer(settings: Settings, there: Room | None = None) -> None:
 
 
 def _held_beside() -> int:
-    """Resident bytes of this process's siblings."""
+    """Bytes that this process's siblings hold, each by itself: what all share was taken before."""
     try:
         parent = psutil.Process().parent()
         siblings = parent.children() if parent is not None else []
-        return sum(one.memory_info().rss for one in siblings if one.pid != os.getpid())
+        return sum(one.memory_full_info().uss for one in siblings if one.pid != os.getpid())
     except psutil.Error:  # one has just ended
         return 0

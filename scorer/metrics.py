@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from collections.abc import Iterator, Mapping
 
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
+
+PREFIX = "freshet_scorer_"
+_SUMMED = ("_total", "_bucket", "_sum", "_count")  # ends of the names of samples that add up over processes
 _SECONDS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
 
 
@@ -40,14 +44,43 @@ class Metrics:
             "freshet_scorer_apply_duration_seconds", "Time to read and apply one version",
             buckets=_SECONDS, registry=own,
         )
+        self.workers = Gauge("freshet_scorer_workers", "Processes that answer", registry=own)
         self.poll_errors = Counter("freshet_scorer_poll_errors", "Looks at the store that failed", registry=own)
+
+    def counts(self) -> dict[str, float]:
+        """All that adds up over processes: "requests status=OK" → 7, "apply_duration_seconds_bucket le=0.01" → 3, …"""
+        found = {}
+        for sample in (sample for family in self.registry.collect() for sample in family.samples):
+            if sample.name.endswith(_SUMMED):
+                name = sample.name.removeprefix(PREFIX).removesuffix("_total")
+                found[" ".join([name, *(f"{label}={value}" for label, value in sample.labels.items())])] = sample.value
+        return found
 
     def totals(self) -> dict[str, int]:
         """Each counter's sum over its labels, by its name without `freshet_scorer_`."""
-        found: dict[str, int] = {}
+        return totals_of(self.counts())
+
+    def families(self, counts: Mapping[str, float]) -> Iterator[Metric]:
+        """What Prometheus reads: these counts, of all processes together, and the gauges of this one."""
         for family in self.registry.collect():
-            for sample in family.samples:
-                if sample.name.endswith("_total"):
-                    name = sample.name.removeprefix("freshet_scorer_").removesuffix("_total")
-                    found[name] = found.get(name, 0) + int(sample.value)
-        return found
+            if family.type == "gauge":
+                yield family
+                continue
+            found = Metric(family.name, family.documentation, family.type)
+            ends = {"": "_total"} if family.type == "counter" else {end: end for end in _SUMMED[1:]}
+            names = {family.name.removeprefix(PREFIX) + short: family.name + end for short, end in ends.items()}
+            for key, value in counts.items():
+                name, *labels = key.split(" ")
+                if name in names:
+                    found.add_sample(names[name], dict(label.split("=", 1) for label in labels), value)
+            yield found
+
+
+def totals_of(counts: Mapping[str, float]) -> dict[str, int]:
+    """Of `counts`: each counter's sum over its labels, by its name."""
+    found: dict[str, int] = {}
+    for key, value in counts.items():
+        name = key.split(" ", 1)[0]
+        if not name.endswith(_SUMMED):
+            found[name] = found.get(name, 0) + int(value)
+    return found

@@ -1,48 +1,44 @@
 """`freshet scorer`: one follower, several workers, and this process above them, which holds their port and starts them again.
 
 The port is bound here, without listening, for as long as the scorer runs. Workers share it (SO_REUSEPORT), so the kernel
-spreads connections over them; a second scorer is refused, which SO_REUSEPORT alone would let in. Nothing heavy is
-imported: this process is to live.
+spreads connections over them; a second scorer is refused, which SO_REUSEPORT alone would let in.
+
+All are forked from this process, which has imported torch for them: once instead of in each, and the pages are shared. So it
+does nothing but watch over them: a thread here, or one of gRPC's or OpenMP's, would be missing in what is forked from it.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import socket
-import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from multiprocessing.context import ForkProcess
 
 import structlog
 
 from schemas.config import ScoreConfig, Settings
 from schemas.errors import ConfigError, FreshetError
+from scorer import processes
 from scorer.signals import asked_to_end
+from scorer.tls import read_tls
+from scorer.tokens import read_tokens
 
 # A signal may be taken by any thread, and does not wake the main one where it waits for a lock: 3 of 60 scorers under load
 # never heard SIGTERM. So it looks up by itself.
 WAKE_S = 0.05
 STOP_S = 12.0        # a worker ends 6 s after SIGTERM at the latest; then it is killed
-LATER_S = 1.5        # all workers but the first: follower and first worker have the cores while they import torch
 FIRST_PAUSE_S = 0.05
 MOST_PAUSE_S = 2.0
 HEALTHY_S = 3.0      # a process that ran this long was well: the pause is short again
 GIVE_UP_AFTER = 10   # quick ends in a row, after about 10 s of pauses
 MOST_WORKERS = 4     # of themselves: each has the whole table; score.workers asks for more
-WRONG_USE = 2        # the exit code of a wrong setting, which trying does not mend
 
+_FORK = multiprocessing.get_context("fork")
 _log = structlog.get_logger("scorer")
-
-
-@dataclass(frozen=True, slots=True)
-class Commands:
-    """How the processes are started. follower: takes the descriptor of its socket; worker: that socket's name and a port."""
-
-    follower: Callable[[int], Sequence[str]]
-    worker: Callable[[str, int], Sequence[str]]
-    environment: Mapping[str, str]
 
 
 def reserved(score: ScoreConfig) -> socket.socket:
@@ -67,6 +63,24 @@ def reserved(score: ScoreConfig) -> socket.socket:
     return held[0]
 
 
+def check(score: ScoreConfig) -> None:
+    """Raise ConfigError, before anything is started, for certificates, tokens and operators' ports that cannot serve."""
+    read_tls(score)
+    read_tokens(score)
+    for setting, step in (("operator_port", 1), ("metrics_port", 2)):
+        port = score.beside(getattr(score, setting), step)
+        try:
+            with socket.create_server(
+                (score.operator_host, port), family=socket.AF_INET6 if ":" in score.operator_host else socket.AF_INET
+            ):
+                pass
+        except (OSError, OverflowError) as taken:
+            raise ConfigError(
+                f"score.{setting}={getattr(score, setting)}: cannot listen on {score.operator_host}:{port}. Another process "
+                "has that port, or score.operator_host is not of this machine: end that process, or set another port (0 = any)."
+            ) from taken
+
+
 def workers_of(score: ScoreConfig) -> int:
     """How many there are to be."""
     return score.workers or min(MOST_WORKERS, len(os.sched_getaffinity(0)))
@@ -74,13 +88,12 @@ def workers_of(score: ScoreConfig) -> int:
 
 @dataclass
 class _Child:
-    """One process that is kept running. Its standard input is a pipe from us: when we are gone, it sees the end of it."""
+    """One process that is kept running. run: what it does; when that returns, it has ended. life: see processes.begin."""
 
     name: str
-    command: Sequence[str]
-    environment: Mapping[str, str]
-    pass_fds: tuple[int, ...] = ()
-    process: subprocess.Popen[bytes] | None = None
+    run: Callable[[], None]
+    life: tuple[int, int]
+    process: ForkProcess | None = None
     began: float = 0.0
     failures: int = 0
     start_at: float = 0.0
@@ -89,18 +102,15 @@ class _Child:
         """Start it if it is to run and does not. Raises FreshetError when that does not help."""
         if self.process is None:
             if now >= self.start_at:
-                # A session of its own: Ctrl-C on the terminal reaches us alone, and we say it once.
-                self.process = subprocess.Popen(
-                    self.command, env=dict(self.environment), stdin=subprocess.PIPE, pass_fds=self.pass_fds,
-                    start_new_session=True,
-                )
+                self.process = _FORK.Process(target=processes.begin, args=(self.name, self.run, self.life), name=self.name)
+                self.process.start()
                 self.began = now
             return
-        code = self.process.poll()
+        code = self.process.exitcode
         if code is None:
             return
         self._let_go()
-        if code == WRONG_USE:
+        if code == processes.WRONG_USE:
             raise ConfigError(f"{self.name} ended with a wrong setting, named above")
         self.failures = self.failures + 1 if now - self.began < HEALTHY_S else 0
         if self.failures >= GIVE_UP_AFTER:
@@ -110,51 +120,54 @@ class _Child:
         ended = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         _log.warning("scorer.restart", process=self.name, ended=ended, ran_s=round(now - self.began, 1), pause_s=pause_s)
 
-    def tell(self, number: signal.Signals) -> None:
-        if self.process is not None and self.process.poll() is None:
-            self.process.send_signal(number)
+    def end(self) -> None:
+        """Tell it to."""
+        if self.process is not None:
+            self.process.terminate()
 
     def wait(self, until: float) -> None:
         """Until it has ended; killed after that time."""
         if self.process is None:
             return
-        try:
-            self.process.wait(max(0.0, until - time.monotonic()))
-        except subprocess.TimeoutExpired:
+        self.process.join(max(0.0, until - time.monotonic()))
+        if self.process.exitcode is None:
             _log.error("scorer.killed", process=self.name, why="it did not end when it was told to")
             self.process.kill()
-            self.process.wait()
+            self.process.join()
         self._let_go()
 
     def _let_go(self) -> None:
         assert self.process is not None
-        if self.process.stdin is not None:
-            self.process.stdin.close()
+        self.process.close()
         self.process = None
 
 
-def run(settings: Settings, commands: Commands) -> None:
+def run(settings: Settings) -> None:
     """Keep follower and workers running until SIGTERM or SIGINT; then workers answer what has begun, and all end."""
     asked = asked_to_end()
     from scorer import feed
 
+    check(settings.score)
     with reserved(settings.score) as port, feed.listening() as listener:
-        listener.set_inheritable(True)
-        follower = _Child(
-            "follower", commands.follower(listener.fileno()), commands.environment, (listener.fileno(),)
-        )
-        number_of_port, now = int(port.getsockname()[1]), time.monotonic()
-        workers = [
-            _Child(
-                f"worker {place}", commands.worker(feed.name_of(listener), number_of_port), commands.environment,
-                start_at=now + (LATER_S if place else 0.0),
-            )
-            for place in range(workers_of(settings.score))
-        ]
+        number_of_port, name = int(port.getsockname()[1]), feed.name_of(listener)
+        count = workers_of(settings.score)
         _log.info(
-            "scorer.starting", host=settings.score.host, port=number_of_port, workers=len(workers),
-            store=str(settings.store_dir),
+            "scorer.starting", host=settings.score.host, port=number_of_port, workers=count, store=str(settings.store_dir)
         )
+        processes.import_all()
+        life = os.pipe()
+
+        def follow() -> None:
+            port.close()
+            processes.follow(settings, listener, asked)
+
+        def work() -> None:
+            port.close()
+            listener.close()
+            processes.work(settings, name, number_of_port, asked)
+
+        follower = _Child("follower", follow, life)
+        workers = [_Child(f"worker {place}", work, life) for place in range(count)]
         try:
             while not asked.wait(WAKE_S):
                 for child in (follower, *workers):
@@ -168,7 +181,7 @@ def run(settings: Settings, commands: Commands) -> None:
 
 def _end(children: Sequence[_Child]) -> None:
     for child in children:
-        child.tell(signal.SIGTERM)
+        child.end()
     until = time.monotonic() + STOP_S
     for child in children:
         child.wait(until)

@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
 import structlog
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from schemas import fields
 from schemas.config import Settings
 from schemas.errors import ConfigError
 from schemas.proto.scoring_pb2_grpc import add_ScorerServicer_to_server
+from scorer import ports
 from scorer.client import SERVICE
 from scorer.engine import Blueprint
+from scorer.health import SERVING, Health
 from scorer.intake import Intake
 from scorer.metrics import Metrics
+from scorer.patience import Patience
 from scorer.service import ScoringService
+from scorer.tls import read_tls
+from scorer.tokens import read_tokens
 
 WAKE_S = 0.1           # see scorer/server.py
 GRACE_S = 5.0          # requests in flight get this long to end after SIGTERM
@@ -29,10 +34,9 @@ GRACE_S = 5.0          # requests in flight get this long to end after SIGTERM
 # grpc cancelled one in three times a request that it had received but not yet handed to Python.
 NOTICE_S = 0.5
 REFLECTIONS = 4        # reflection streams at once: each holds a thread while its client stays, so not the scorers' own
-MESSAGE_BYTES = 8 << 20  # 1,000 items with 100 features each are about 6 MiB; grpc's own limit is 4 MiB
+REFLECTION_S = 20.0    # the longest of them
 
-_SERVING = health_pb2.HealthCheckResponse.SERVING
-_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 _log = structlog.get_logger("scorer")
 
 
@@ -46,27 +50,27 @@ class WorkerServer:
         schema = fields.load(model.schema)
         self.metrics = Metrics()
         self.intake = Intake(
-            feed, Blueprint(model, schema, score.precision), self.metrics.totals, lambda: self.port, now_us, self._is_ready
+            feed, Blueprint(model, schema, score.precision), self.metrics.counts, lambda: self.port, now_us, self._is_ready
         )
         service = ScoringService(
             model.name, schema, score.strict, lambda: self.intake.engine, self.intake.served, self.metrics, now_us
         )
 
-        self._server = grpc.server(
+        self._tls = read_tls(score)
+        self._server = ports.server(
             ThreadPoolExecutor(score.threads, thread_name_prefix="score"),
-            options=[
-                ("grpc.so_reuseport", 1),  # with the other workers; scorer/server.py keeps other scorers away
-                ("grpc.max_receive_message_length", MESSAGE_BYTES),
-                ("grpc.max_send_message_length", MESSAGE_BYTES),
-            ],
-            maximum_concurrent_rpcs=score.in_flight,
+            shared=True,  # with the other workers; scorer/server.py keeps other scorers away
+            in_flight=score.in_flight, tokens=read_tokens(score), role="scoring",
+            refused=lambda status: self.metrics.requests.labels(status).inc(),
         )
-        add_ScorerServicer_to_server(service, self._server)  # type: ignore[no-untyped-call]
-        self._health = health.HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(_Reflection(names), self._server)
-        self._set_health(_NOT_SERVING)
+        self._patience = Patience()
+        registrar = self._patience.registrar(self._server)
+        add_ScorerServicer_to_server(service, registrar)  # type: ignore[no-untyped-call]
+        # Who watches stays, and counts as in flight: it must not take the place of `Score`.
+        self._health = Health(("", SERVICE), most=score.in_flight // 4)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, registrar)
+        names = (SERVICE, HEALTH, reflection.SERVICE_NAME)
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(_Reflection(names, self._patience), registrar)
         self.port = 0
         self._stopped = False
 
@@ -80,12 +84,12 @@ class WorkerServer:
             if asked.is_set():
                 return
         score = self._settings.score
-        host = f"[{score.host}]" if ":" in score.host else score.host
         try:
-            self.port = self._server.add_insecure_port(f"{host}:{port}")
-        except RuntimeError as taken:
+            self.port = ports.bind(self._server, "score.port", score.host, port, self._tls)
+        except ConfigError:
             self.intake.close()
-            raise ConfigError(f"score.port={port}: a worker cannot listen on {score.host}:{port}: {taken}") from taken
+            raise
+        self._patience.start()
         self._server.start()
         _log.info("scorer.listening", host=score.host, port=self.port)
 
@@ -97,27 +101,32 @@ class WorkerServer:
         if self._stopped:
             return
         self._stopped = True
-        self._health.enter_graceful_shutdown()
+        self._health.end()
         time.sleep(notice_s)
         self._server.stop(grace_s).wait()
+        self._patience.close()
         self.intake.close()
         _log.info("scorer.stopped")
 
     def _is_ready(self) -> None:
-        self._set_health(_SERVING)
+        self._health.set(SERVING)
         version = None if self.intake.engine is None else self.intake.engine.version
         _log.info("scorer.serving", version=None if version is None else version.number)
-
-    def _set_health(self, status: Any) -> None:
-        for name in ("", SERVICE):
-            self._health.set(name, status)
 
 
 class _Reflection(reflection.ReflectionServicer):  # type: ignore[misc]
     """Reflection on threads of its own: a client that keeps its stream open must not hold one that answers `Score`."""
 
+    def __init__(self, names: Iterable[str], patience: Patience) -> None:
+        super().__init__(names)
+        self._patience = patience
+
     def ServerReflectionInfo(self, request_iterator: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
-        yield from super().ServerReflectionInfo(request_iterator, context)
+        self._patience.begin(context, REFLECTION_S)
+        try:
+            yield from super().ServerReflectionInfo(request_iterator, context)
+        finally:
+            self._patience.end(context)
 
     ServerReflectionInfo.experimental_thread_pool = ThreadPoolExecutor(  # type: ignore[attr-defined]
         REFLECTIONS, thread_name_prefix="reflection"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import statistics
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from typing import Any
 import numpy as np
 import psutil
 
+from ops.bench.picture import EDGES, drawn
 from ops.ports import free_port
 from ops.processes import tied
 from ops.settings import Loaded
@@ -64,6 +66,8 @@ BARS: Sequence[tuple[str, str, bool, float]] = (
     ("cold start s, 2^22 rows", "cold_start_s", False, 3.0),
     ("MB of a worker beyond its table", "worker_mb_beyond_table", False, 300.0),
 )
+# Of a probability from what float32 gives, by score.precision: equal, or the bound that is stated (docs/bench-score.md).
+MOST_DIFFERENT: Mapping[str, float] = {"fp32": 1e-6, "auto": 1e-3, "bf16": 1e-3}
 
 Say = Callable[[str], None]
 
@@ -87,13 +91,17 @@ def compare(loaded: Loaded, rounds: int, seconds: float, seed: int, say: Say) ->
         scorer = stack.enter_context(_scorer(settings))
         load = stack.enter_context(_Load())
         figures: dict[str, list[float]] = {}
+        histograms: dict[str, list[int]] = {}
         say("both servers answer")
 
         agree = _difference(plain_port, settings.score.port, bodies["100"])
         for turn in range(rounds):
             servers = {plain_port: [plain], settings.score.port: [scorer, *scorer.children()]}
-            for name, value in _round(load, trainer, servers, bodies, seconds, seed + turn).items():
+            round_figures, counts = _round(load, trainer, servers, bodies, seconds, seed + turn)
+            for name, value in round_figures.items():
                 figures.setdefault(name, []).append(value)
+            for name, count in counts.items():
+                histograms[name] = [one + more for one, more in zip(histograms.get(name, [0] * len(count)), count, strict=True)]
             say(f"round {turn + 1} of {rounds} is over")
         served = _publish_to_served(load, trainer, settings, bodies["100"], seconds, seed)
         table_mb = (1 << settings.model.bits) * (1 + settings.model.factors) * 4 / 1e6
@@ -102,14 +110,16 @@ def compare(loaded: Loaded, rounds: int, seconds: float, seed: int, say: Say) ->
         found |= served | {
             "rounds": rounds, "largest_difference_to_fp32": agree, "worker_pss_mb": max(pss), "table_mb": table_mb,
             "worker_mb_beyond_table": max(pss) - table_mb, "workers": len(pss), "precision": settings.score.precision,
-            "failed_requests": load.failed, "each_round": figures, "cores": os.cpu_count(), "load_average": os.getloadavg()[0],
+            "failed_requests": load.failed, "each_round": figures, "histograms": histograms, "histogram_edges_ms": EDGES,
+            "cores": os.cpu_count(), "load_average": os.getloadavg()[0],
         }
     say(f"cold start with 2^{COLD_BITS} rows")
     found["cold_start_s"] = _cold_start(loaded, seed)
     found["mlserver_requests_per_s"] = None
+    equal = ("largest difference to fp32", "largest_difference_to_fp32", False, MOST_DIFFERENT[found["precision"]])
     found["bars"] = [
         {"what": what, "asked": bar, "seen": found[key], "held": found[key] >= bar if more else found[key] <= bar}
-        for what, key, more, bar in BARS
+        for what, key, more, bar in (*BARS, equal)
     ]
     return found
 
@@ -126,21 +136,27 @@ def table(found: Mapping[str, Any]) -> str:
         f"{found['plain_grpcio_requests_per_s']:,.0f}; at half of that p50 {found['p50_ms']:.2f}, p99 {found['p99_ms']:.2f} ms"
     )
     return "\n".join([head, cpu, *(
-        f"{bar['seen']:>9.2f}  asked {bar['asked']:>6.2f}  {'ok  ' if bar['held'] else 'MISS'}  {bar['what']}"
+        f"{bar['seen']:>9.3g}  asked {bar['asked']:>6g}  {'ok  ' if bar['held'] else 'MISS'}  {bar['what']}"
         for bar in found["bars"]
-    )])
+    ), "MLServer, of whose requests/s five times are asked, is not in this run"])
+
+
+def picture(found: Mapping[str, Any]) -> str:
+    """Latencies of all rounds together, as SVG."""
+    return drawn("Slates of 100 at half of saturation, while versions land", found["histograms"])
 
 
 def missed(found: Mapping[str, Any]) -> str:
     """Which bars do not hold; empty = all do."""
-    return "; ".join(f"{bar['what']}: {bar['seen']:.2f}, asked {bar['asked']}" for bar in found["bars"] if not bar["held"])
+    return "; ".join(f"{bar['what']}: {bar['seen']:.3g}, asked {bar['asked']:g}" for bar in found["bars"] if not bar["held"])
 
 
 def _round(
     load: _Load, trainer: Writer, servers: Mapping[int, Sequence[psutil.Process]], bodies: Mapping[str, Path], seconds: float,
     seed: int,
-) -> dict[str, float]:
-    """Everything once, one after the other. servers: port → its processes, the plain one's first."""
+) -> tuple[dict[str, float], dict[str, list[int]]]:
+    """Everything once, one after the other. servers: port → its processes, the plain one's first. Returns the figures, and how
+    many requests took how long in those loads whose latency counts."""
     plain_port, port = servers
     plain, plain_cpu_ms = _with_cpu(servers[plain_port], lambda: load.run(plain_port, bodies["100"], seconds, seed))
     ours, cpu_ms = _with_cpu(servers[port], lambda: load.run(port, bodies["100"], seconds, seed))
@@ -155,7 +171,11 @@ def _round(
     with trainer.publishing(100_000):
         reload_100k = load.run(port, bodies["100"], seconds, seed, rate)
     plain_idle = load.run(plain_port, bodies["100"], seconds, seed, plain["requests_per_s"] / 2)
-    return {
+    latencies = {
+        "no versions": idle, "20,000 rows every 0.5 s": reload, "100,000 rows every 0.5 s": reload_100k,
+        "plain grpcio, at half of its own rate": plain_idle,
+    }
+    figures = {
         "requests_per_s": ours["requests_per_s"], "plain_grpcio_requests_per_s": plain["requests_per_s"],
         "of_plain": ours["requests_per_s"] / plain["requests_per_s"],
         "p50_ms": idle["p50_ms"], "p99_ms": idle["p99_ms"], "worst_ms": idle["worst_ms"],
@@ -170,6 +190,7 @@ def _round(
         "cpu_ms_per_request": cpu_ms, "plain_cpu_ms_per_request": plain_cpu_ms,
         "load_generator_cpu_ms_per_request": 1e3 * ours["cpu_s"] / ours["all_requests"],
     }
+    return figures, {name: one["histogram"] for name, one in latencies.items()}
 
 
 def _with_cpu(processes: Sequence[psutil.Process], run: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], float]:
@@ -323,6 +344,7 @@ def _environment(settings: Settings) -> dict[str, str]:
     own = {name: text for name, text in os.environ.items() if not name.startswith("FRESHET_")}
     given = {
         "FRESHET_VAR": str(settings.var), "FRESHET_SCORE_PORT": str(settings.score.port),
+        "FRESHET_SCORE_OPERATOR_PORT": "0", "FRESHET_SCORE_METRICS_PORT": "0",
         "FRESHET_MODEL_SCHEMA": settings.model.schema, "OMP_NUM_THREADS": "1",
     }
     for key in ("workers", "threads", "precision", "poll_s"):
@@ -343,6 +365,7 @@ def _scorer(settings: Settings) -> Iterator[psutil.Process]:
             preexec_fn=tied(),
         )
     try:
+        _wait_until_it_listens(settings.score.port, 60)
         with ScorerClient(f"127.0.0.1:{settings.score.port}") as client:
             client.wait_ready(60)
         yield psutil.Process(child.pid)
@@ -352,7 +375,7 @@ def _scorer(settings: Settings) -> Iterator[psutil.Process]:
 
 
 def _workers(scorer: psutil.Process) -> list[psutil.Process]:
-    return [child for child in scorer.children() if "scorer-worker" in child.cmdline()]
+    return [child for child in scorer.children() if child.name().startswith("scorer-worker")]
 
 
 @contextmanager
@@ -414,3 +437,14 @@ def _cold_start(loaded: Loaded, seed: int) -> float:
         with _scorer(settings), ScorerClient(f"127.0.0.1:{settings.score.port}") as client:
             client.score({}, [{"id": "first"}], timeout_s=30)
             return time.perf_counter() - began
+
+
+def _wait_until_it_listens(port: int, seconds: float) -> None:
+    """grpc's client pauses for longer and longer between two tries, which is none of the scorer's time. Raises BenchFailed."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        with socket.socket() as tried:
+            if tried.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.005)
+    raise BenchFailed(f"the scorer did not listen on port {port} within {seconds:.0f} s")

@@ -18,6 +18,7 @@ import numpy as np
 def generate() -> None:
     """Each line in, a load (ops/bench/http2.py); what came of it out."""
     from ops.bench.http2 import Refused, load
+    from ops.bench.picture import counted
 
     for line in sys.stdin:
         task = json.loads(line)
@@ -37,7 +38,7 @@ def generate() -> None:
             "requests": len(found.latencies), "all_requests": found.sent, "failed": found.failed, "late": found.late,
             "requests_per_s": found.completed / found.seconds, "p50_ms": float(np.quantile(ms, 0.5)),
             "p99_ms": float(np.quantile(ms, 0.99)), "worst_ms": float(ms.max()), "cpu_s": time.process_time() - cpu,
-            "answer": found.answer.hex(),
+            "answer": found.answer.hex(), "histogram": counted(ms),
         }), flush=True)
 
 

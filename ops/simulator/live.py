@@ -16,6 +16,7 @@ from ops.simulator.slates import Scored
 from ops.simulator.store import EventLog
 from schemas.config import Settings
 from schemas.errors import BrokerError, ConfigError
+from scorer.access import PLAIN, Access
 from scorer.client import ScorerClient, ScorerUnavailable
 
 TIMEOUT_S = 0.25         # a slate waits this long for its scores, then it is shown in random order
@@ -28,8 +29,8 @@ KAFKA_PATIENCE_S = 600   # a broker may be away this long before an event counts
 class GrpcRanker:
     """A scorer that may be away: then there are no scores, and a short look now and then whether it is back."""
 
-    def __init__(self, address: str, model: str) -> None:
-        self._client = ScorerClient(address)
+    def __init__(self, address: str, model: str, access: Access = PLAIN) -> None:
+        self._client = ScorerClient(address, access)
         self._model = model
         self._away_until_s = 0.0
         self._away = True

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import typer
 
-from ops.ports import is_loopback, split_address
-from schemas.config import Settings
+from ops.ports import split_address
+from schemas.config import Settings, is_loopback
 from schemas.errors import ConfigError
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +16,9 @@ from schemas.errors import RequestError
 
 if TYPE_CHECKING:
     from schemas.fields import FieldSchema
-    from scorer.client import Scored
+    from scorer.client import ItemExplained, Scored
+
+PAIRS_SHOWN = 10
 
 
 def score(
@@ -26,7 +28,19 @@ def score(
     ] = None,
     *,
     example: Annotated[bool, typer.Option("--example", help="Score a made-up slate instead of a file.")] = False,
-    target: Annotated[str, typer.Option(help="host:port of the scorer. Default: score.host and score.port.")] = "",
+    target: Annotated[
+        str, typer.Option(help="host:port of the scorer, or several with commas. Default: score.host and score.port.")
+    ] = "",
+    tls: Annotated[bool, typer.Option("--tls", help="Speak TLS; the files below ask for it too.")] = False,
+    ca_file: Annotated[str, typer.Option(help="Who signed the scorer's certificate. Default: score.caller_ca_file.")] = "",
+    certificate_file: Annotated[
+        str, typer.Option(help="Our own certificate. Default: score.caller_certificate_file.")
+    ] = "",
+    key_file: Annotated[str, typer.Option(help="Its key, unless it stands there too. Default: score.caller_key_file.")] = "",
+    token_file: Annotated[str, typer.Option(help="Its first line is the token. Default: score.caller_token_file.")] = "",
+    explain: Annotated[
+        str, typer.Option(metavar="ITEM", help="Also what each field, and each pair of fields, adds to this item's logit.")
+    ] = "",
     timeout: Annotated[float, typer.Option(min=0.001, help="Seconds to wait for the answer.")] = 5.0,
     as_json: Annotated[bool, typer.Option("--json", help="One object on stdout.")] = False,
 ) -> None:
@@ -35,17 +49,29 @@ def score(
     An impression event is a slate too: what else is in it is not sent.
     """
     from schemas import fields
+    from scorer.access import access_of
     from scorer.client import ScorerClient
 
     if example == (file is not None):
         raise typer.BadParameter("give a file with a slate (- for stdin), or --example")
     slate = example_slate(fields.load(settings.model.schema)) if example else read_slate(file)
-    with ScorerClient(target or default_target(settings)) as client:
+    given: dict[str, Any] = {
+        "caller_ca_file": ca_file, "caller_certificate_file": certificate_file, "caller_key_file": key_file,
+        "caller_token_file": token_file,
+    }
+    access = access_of(replace(settings.score, **{key: file for key, file in given.items() if file}))
+    with ScorerClient(target or default_target(settings), replace(access, tls=access.tls or tls)) as client:
         scored = client.score(
             slate["context"], slate["items"], model=settings.model.name,
             request_id=str(slate.get("impression_id", "")), timeout_s=timeout,
         )
-    print(json.dumps(as_object(scored)) if as_json else as_table(scored))
+        told = client.explain(
+            slate["context"], slate["items"], [explain], settings.model.name, timeout
+        ).items[0] if explain else None
+    if as_json:
+        print(json.dumps(as_object(scored) | ({} if told is None else {"explained": explained_as_object(told)})))
+    else:
+        print("\n\n".join([as_table(scored), *([] if told is None else [explained_as_table(told)])]))
 
 
 def default_target(settings: Settings) -> str:
@@ -105,6 +131,26 @@ def as_object(scored: Scored) -> dict[str, Any]:
     for item in found["items"]:
         item["echo"] = base64.b64encode(item["echo"]).decode()
     return found
+
+
+def explained_as_object(told: ItemExplained) -> dict[str, Any]:
+    """As JSON has it: pairs as a list of [field, field, what they add]."""
+    return asdict(told) | {"pairs": [[*fields, adds] for fields, adds in told.pairs.items()]}
+
+
+def explained_as_table(told: ItemExplained) -> str:
+    """Fields, then the pairs that count, what changes the logit most first."""
+    width = max(map(len, told.own))
+    lines = [
+        f"{told.item_id}: logit {told.logit:.4f} = {told.base:.4f} of no field + fields + pairs + {told.rest:.4f} of more",
+        f"{'field':<{width}}  {'adds':>9}  {'lost without it':>15}",
+    ]
+    lines += [
+        f"{name:<{width}}  {told.own[name]:>9.4f}  {lost:>15.4f}"
+        for name, lost in sorted(told.without.items(), key=lambda pair: -abs(pair[1]))
+    ]
+    best = sorted(told.pairs.items(), key=lambda pair: -abs(pair[1]))[:PAIRS_SHOWN]
+    return "\n".join([*lines, *(f"{adds:>+9.4f}  {one} with {other}" for (one, other), adds in best)])
 
 
 def as_table(scored: Scored) -> str:

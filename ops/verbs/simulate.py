@@ -49,6 +49,7 @@ def simulate(
     from ops.simulator.store import AppStore, VirtualClock, WallClock
     from ops.topics import wait_for_start
     from schemas.errors import ConfigError
+    from scorer.access import access_of
 
     options = StoreOptions(
         seed=seed, apps=apps, day_s=day_s, slate=slate, candidates=candidates or slate,
@@ -70,7 +71,7 @@ def simulate(
     else:
         _at_signal(lambda: sys.exit(0))  # nothing was sent yet, so there is nothing to end cleanly
         wait_for_start(settings, ["events"])
-        ranker = GrpcRanker(f"{settings.score.host}:{settings.score.port}", settings.model.name)
+        ranker = GrpcRanker(f"{settings.score.host}:{settings.score.port}", settings.model.name, access_of(settings.score))
         log = Record(record, KafkaLog(settings))
         _at_signal(stop.set)
         with progress("simulate", total, "slates") as bar:

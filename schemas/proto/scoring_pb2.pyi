@@ -92,3 +92,84 @@ class ItemScore(_message.Message):
     rank: int
     echo: bytes
     def __init__(self, item_id: _Optional[str] = ..., probability: _Optional[float] = ..., logit: _Optional[float] = ..., rank: _Optional[int] = ..., echo: _Optional[bytes] = ...) -> None: ...
+
+class ExplainRequest(_message.Message):
+    __slots__ = ("slate", "item_id")
+    SLATE_FIELD_NUMBER: _ClassVar[int]
+    ITEM_ID_FIELD_NUMBER: _ClassVar[int]
+    slate: ScoreRequest
+    item_id: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, slate: _Optional[_Union[ScoreRequest, _Mapping]] = ..., item_id: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class ExplainResponse(_message.Message):
+    __slots__ = ("request_id", "model", "lineage", "version", "version_age_s", "field", "items", "warnings")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    LINEAGE_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    VERSION_AGE_S_FIELD_NUMBER: _ClassVar[int]
+    FIELD_FIELD_NUMBER: _ClassVar[int]
+    ITEMS_FIELD_NUMBER: _ClassVar[int]
+    WARNINGS_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    model: str
+    lineage: str
+    version: int
+    version_age_s: float
+    field: _containers.RepeatedScalarFieldContainer[str]
+    items: _containers.RepeatedCompositeFieldContainer[ItemExplained]
+    warnings: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., lineage: _Optional[str] = ..., version: _Optional[int] = ..., version_age_s: _Optional[float] = ..., field: _Optional[_Iterable[str]] = ..., items: _Optional[_Iterable[_Union[ItemExplained, _Mapping]]] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class ItemExplained(_message.Message):
+    __slots__ = ("item_id", "logit", "base", "own", "without", "pair", "rest")
+    ITEM_ID_FIELD_NUMBER: _ClassVar[int]
+    LOGIT_FIELD_NUMBER: _ClassVar[int]
+    BASE_FIELD_NUMBER: _ClassVar[int]
+    OWN_FIELD_NUMBER: _ClassVar[int]
+    WITHOUT_FIELD_NUMBER: _ClassVar[int]
+    PAIR_FIELD_NUMBER: _ClassVar[int]
+    REST_FIELD_NUMBER: _ClassVar[int]
+    item_id: str
+    logit: float
+    base: float
+    own: _containers.RepeatedScalarFieldContainer[float]
+    without: _containers.RepeatedScalarFieldContainer[float]
+    pair: _containers.RepeatedScalarFieldContainer[float]
+    rest: float
+    def __init__(self, item_id: _Optional[str] = ..., logit: _Optional[float] = ..., base: _Optional[float] = ..., own: _Optional[_Iterable[float]] = ..., without: _Optional[_Iterable[float]] = ..., pair: _Optional[_Iterable[float]] = ..., rest: _Optional[float] = ...) -> None: ...
+
+class StatusRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class StatusResponse(_message.Message):
+    __slots__ = ("model", "lineage", "version", "version_age_s", "workers", "totals")
+    class TotalsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    LINEAGE_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    VERSION_AGE_S_FIELD_NUMBER: _ClassVar[int]
+    WORKERS_FIELD_NUMBER: _ClassVar[int]
+    TOTALS_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    lineage: str
+    version: int
+    version_age_s: float
+    workers: _containers.RepeatedCompositeFieldContainer[Worker]
+    totals: _containers.ScalarMap[str, int]
+    def __init__(self, model: _Optional[str] = ..., lineage: _Optional[str] = ..., version: _Optional[int] = ..., version_age_s: _Optional[float] = ..., workers: _Optional[_Iterable[_Union[Worker, _Mapping]]] = ..., totals: _Optional[_Mapping[str, int]] = ...) -> None: ...
+
+class Worker(_message.Message):
+    __slots__ = ("pid", "version")
+    PID_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    pid: int
+    version: int
+    def __init__(self, pid: _Optional[int] = ..., version: _Optional[int] = ...) -> None: ...

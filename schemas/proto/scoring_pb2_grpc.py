@@ -39,6 +39,11 @@ class ScorerStub:
                 request_serializer=schemas_dot_proto_dot_scoring__pb2.ScoreRequest.SerializeToString,
                 response_deserializer=schemas_dot_proto_dot_scoring__pb2.ScoreResponse.FromString,
                 _registered_method=True)
+        self.Explain = channel.unary_unary(
+                '/freshet.scoring.v1.Scorer/Explain',
+                request_serializer=schemas_dot_proto_dot_scoring__pb2.ExplainRequest.SerializeToString,
+                response_deserializer=schemas_dot_proto_dot_scoring__pb2.ExplainResponse.FromString,
+                _registered_method=True)
 
 
 class ScorerServicer:
@@ -51,6 +56,13 @@ class ScorerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Explain(self, request, context):
+        """What each field and each pair of fields adds to an item's logit. The same statuses.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ScorerServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -58,6 +70,11 @@ def add_ScorerServicer_to_server(servicer, server):
                     servicer.Score,
                     request_deserializer=schemas_dot_proto_dot_scoring__pb2.ScoreRequest.FromString,
                     response_serializer=schemas_dot_proto_dot_scoring__pb2.ScoreResponse.SerializeToString,
+            ),
+            'Explain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Explain,
+                    request_deserializer=schemas_dot_proto_dot_scoring__pb2.ExplainRequest.FromString,
+                    response_serializer=schemas_dot_proto_dot_scoring__pb2.ExplainResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -87,6 +104,109 @@ class Scorer:
             '/freshet.scoring.v1.Scorer/Score',
             schemas_dot_proto_dot_scoring__pb2.ScoreRequest.SerializeToString,
             schemas_dot_proto_dot_scoring__pb2.ScoreResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Explain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/freshet.scoring.v1.Scorer/Explain',
+            schemas_dot_proto_dot_scoring__pb2.ExplainRequest.SerializeToString,
+            schemas_dot_proto_dot_scoring__pb2.ExplainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
+class OperatorStub:
+    """For operators, on a port of its own (score.operator_port), with tokens of its own.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Status = channel.unary_unary(
+                '/freshet.scoring.v1.Operator/Status',
+                request_serializer=schemas_dot_proto_dot_scoring__pb2.StatusRequest.SerializeToString,
+                response_deserializer=schemas_dot_proto_dot_scoring__pb2.StatusResponse.FromString,
+                _registered_method=True)
+
+
+class OperatorServicer:
+    """For operators, on a port of its own (score.operator_port), with tokens of its own.
+    """
+
+    def Status(self, request, context):
+        """What this scorer serves, and which of its processes.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_OperatorServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Status': grpc.unary_unary_rpc_method_handler(
+                    servicer.Status,
+                    request_deserializer=schemas_dot_proto_dot_scoring__pb2.StatusRequest.FromString,
+                    response_serializer=schemas_dot_proto_dot_scoring__pb2.StatusResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'freshet.scoring.v1.Operator', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('freshet.scoring.v1.Operator', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class Operator:
+    """For operators, on a port of its own (score.operator_port), with tokens of its own.
+    """
+
+    @staticmethod
+    def Status(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/freshet.scoring.v1.Operator/Status',
+            schemas_dot_proto_dot_scoring__pb2.StatusRequest.SerializeToString,
+            schemas_dot_proto_dot_scoring__pb2.StatusResponse.FromString,
             options,
             channel_credentials,
             insecure,

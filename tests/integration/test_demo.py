@@ -20,7 +20,7 @@ def test_the_demo_accounts_for_every_event(tmp_path: Path) -> None:
     """A short run: too short to judge the model, long enough for a click to reach a score, and for the counts to add up."""
     settings = [
         f"--set=var={tmp_path / 'var'}", f"--set=kafka.bootstrap=127.0.0.1:{free_port()}",
-        f"--set=score.port={free_port()}", "--set=join.window_s=4",
+        f"--set=score.port={free_port()}", "--set=score.operator_port=0", "--set=score.metrics_port=0", "--set=join.window_s=4",
     ]
     done = subprocess.run(
         [sys.executable, "-m", "ops.cli", "demo", "--seconds", "45", "--json", *settings],

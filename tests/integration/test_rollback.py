@@ -83,7 +83,10 @@ def told(settings: Settings, number: int) -> dict[str, Any]:
 def test_back_and_learnt_again_under_load(broker: str, prefix: str, tmp_path: Path) -> None:
     """Every scorer answers with the weights of then a moment after the order, and with none of the abandoned line from
     there on; the end is bit for bit that of a run that never went back."""
-    settings = made(broker, prefix, tmp_path / "var", **{"score.port": free_port()})
+    settings = made(
+        broker, prefix, tmp_path / "var",
+        **{"score.port": free_port(), "score.operator_port": 0, "score.metrics_port": 0},
+    )
     with running(settings) as crew, ScorerClient(f"127.0.0.1:{settings.score.port}") as client:
         crew["scorer"] = Process(settings, "scorer")
         client.wait_ready(60)

@@ -61,6 +61,15 @@ def test_a_slate_from_a_file_or_stdin_is_scored_best_first(settings, tmp_path):
     report = json.loads(freshet(settings, "score", "-", "--json", *target, stdin=json.dumps(SLATE)).stdout)
     assert report["request_id"] == "i1"
     assert [item["item_id"] for item in report["items"]] == ["app1", "app2"]
+    assert "explained" not in report
+    explain = ("score", str(file), *target, "--explain", "app2")
+    told = json.loads(freshet(settings, *explain, "--json").stdout)["explained"]
+    assert told["item_id"] == "app2"
+    parts = [told["base"], told["rest"], *told["own"].values(), *(adds for _, _, adds in told["pairs"])]
+    assert abs(sum(parts) - report["items"][1]["logit"]) < 2e-6
+    shown = freshet(settings, *explain).stdout
+    assert f"app2: logit {told['logit']:.4f} = " in shown
+    assert " with " in shown.splitlines()[-1]
 
     refused = freshet(settings, "score", "-", *target, stdin=json.dumps(SLATE | {"items": SLATE["items"][:1] * 2}))
     assert refused.returncode == 1

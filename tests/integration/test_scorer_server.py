@@ -392,12 +392,12 @@ def test_a_signal_lets_requests_in_flight_end(make_settings, number):
     assert row["requests"] == answered
 
 
-def parts(process: Process, verb: str) -> list[int]:
+def parts(process: Process, name: str) -> list[int]:
     """Process ids of the follower or the workers, the oldest first."""
     found = []
     for one in psutil.Process(process.process.pid).children():
         with suppress(psutil.NoSuchProcess):  # or a zombie, which has ended too
-            if verb in one.cmdline():
+            if one.name().startswith(name):
                 found.append(one)
     return [one.pid for one in sorted(found, key=psutil.Process.create_time)]
 
@@ -433,13 +433,13 @@ def test_follower_and_workers_are_killed_in_turn_under_load(make_settings):
     try:
         for turn in range(3):
             until(partial(served, lineage.next - 1), 60)
-            verb = ("scorer-worker", "scorer-follower")[turn % 2]
-            until(lambda: len(parts(process, verb)) == (2, 1)[turn % 2], 60)  # noqa: B023
-            before = parts(process, verb)
+            name = ("scorer-worker", "scorer-follower")[turn % 2]
+            until(lambda: len(parts(process, name)) == (2, 1)[turn % 2], 60)  # noqa: B023
+            before = parts(process, name)
             os.kill(before[0], signal.SIGKILL)
             for _ in range(1 + turn):
                 writer.write(lineage.publish(rows=300))
-            until(lambda: len({*parts(process, verb)} - {*before}) == 1, 60)  # noqa: B023
+            until(lambda: len({*parts(process, name)} - {*before}) == 1, 60)  # noqa: B023
         until(partial(served, lineage.next - 1), 60)
     finally:
         stop.set()
@@ -473,3 +473,21 @@ def test_killed_outright_and_started_again_it_goes_on(make_settings):
         assert not left
     writer.close()
     assert len(list((settings.store_dir.parent / "secondaries").iterdir())) <= 1
+
+
+def test_what_the_processes_import_is_there_once(make_settings):
+    """A worker holds less than 100 MB by itself, though torch alone is 277 MB to a process that imports it; and the process
+    that they are forked from has one thread, so that no fork can lose another."""
+    settings = make_settings(**MODEL)
+    lineage, writer = Lineage(small(), SCHEMA), RocksWriter(settings.store_dir)
+    writer.write(lineage.publish())
+    process = Process(settings)
+    with ScorerClient(process.target) as client:
+        client.wait_ready(30)
+        client.score(CONTEXT, slate(20), timeout_s=10)
+        assert psutil.Process(process.process.pid).num_threads() == 1
+        workers = [psutil.Process(pid).memory_full_info() for pid in parts(process, "scorer-worker")]
+        assert len(workers) == 2
+        assert all(one.uss < 100e6 < one.rss for one in workers)
+    assert process.end(signal.SIGTERM) == 0
+    writer.close()

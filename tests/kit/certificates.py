@@ -17,13 +17,13 @@ class Authority:
         _openssl("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
                  "-subj", f"/CN={name}", "-keyout", self._key, "-out", self.ca_file)
 
-    def sign(self, name: str) -> tuple[Path, Path]:
-        """(certificate, key) of `name`, good for 127.0.0.1; the key in PKCS#8, as Kafka reads it."""
+    def sign(self, name: str, days: int = 2) -> tuple[Path, Path]:
+        """(certificate, key) of `name`, good for 127.0.0.1 and so many days; the key in PKCS#8, as Kafka reads it."""
         certificate, key, request = (self.dir / f"{name}.{kind}" for kind in ("pem", "key", "csr"))
         _openssl("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", f"/CN={name}",
                  "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", request)
-        _openssl("x509", "-req", "-in", request, "-CA", self.ca_file, "-CAkey", self._key, "-CAcreateserial", "-days", "2",
-                 "-copy_extensions", "copy", "-out", certificate)
+        _openssl("x509", "-req", "-in", request, "-CA", self.ca_file, "-CAkey", self._key, "-CAcreateserial",
+                 "-days", str(days), "-copy_extensions", "copy", "-out", certificate)
         return certificate, key
 
     def keystore(self, name: str) -> Path:

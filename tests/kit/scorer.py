@@ -7,6 +7,7 @@ import threading
 from schemas.config import Settings
 from scorer import feed
 from scorer.distributor import Distributor
+from scorer.operators import Operators
 from scorer.processes import now_us
 from scorer.worker import WorkerServer
 
@@ -18,6 +19,7 @@ class ScorerServer:
         listener = feed.listening()
         self.worker = WorkerServer(settings, feed.name_of(listener), now_us)
         self.distributor = Distributor(settings, listener, now_us)
+        self.operators = Operators(settings, self.distributor, now_us)
         self._port = settings.score.port
         self._asked = threading.Event()
         self._following = threading.Thread(target=self._follow, name="follower")
@@ -39,4 +41,5 @@ class ScorerServer:
     def _follow(self) -> None:
         while not self._asked.is_set():
             self.distributor.turn()
+        self.operators.close()
         self.distributor.close()

@@ -95,4 +95,4 @@ def test_bars_that_are_missed_are_named():
     figures = [{"what": what, "asked": bar, "seen": bar, "held": True} for what, _, _, bar in BARS]
     assert missed({"bars": figures}) == ""
     figures[0] |= {"seen": 1.0, "held": False}
-    assert missed({"bars": figures}) == f"{BARS[0][0]}: 1.00, asked 2.7"
+    assert missed({"bars": figures}) == f"{BARS[0][0]}: 1, asked 2.7"

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from ops import doctor
 from ops.cluster import admin
 from ops.doctor import Finding, Report, examine
 from ops.settings import Loaded
@@ -105,6 +106,20 @@ def test_no_broker_is_found_and_the_rest_still_told(make_settings):
     assert "127.0.0.1:1" in _of(found, "kafka").found
     assert "freshet broker" in _of(found, "kafka").remedy
     assert _of(found, "python").ok
+
+
+def test_who_may_come_to_the_scorer_is_told(tmp_path):
+    """Tokens that are asked for, and certificates that cannot be used; nothing where there are neither, and never a token."""
+    def found(**values: str) -> list[Finding]:
+        told = list(doctor._scorer_access(build(Source("--set", values))[0]))
+        assert "0123456789abcdef" not in str(told)
+        return told
+
+    assert found() == []
+    (one,) = found(**{"score.tokens": "0123456789abcdef"})
+    assert (one.found, one.ok) == ("tokens for those who score", True)
+    (one,) = found(**{"score.tls_certificate_file": str(tmp_path / "none.pem")})
+    assert "none.pem: No such file or directory" in one.remedy
 
 
 def test_a_topic_that_loses_versions_before_a_mirror_has_them_is_found(report, broker, prefix):

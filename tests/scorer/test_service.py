@@ -374,3 +374,50 @@ def test_nobody_there_is_unavailable():
             client.score(CONTEXT, ITEMS, timeout_s=0.2)
         with pytest.raises(ScorerUnavailable, match=r"not ready within 0\.2 s"):
             client.wait_ready(0.2)
+
+
+def test_an_explanation_is_of_the_scores_that_the_same_slate_gets(service):
+    """Its logits are Score's, its parts add up to them, by the schema's fields; named items alone where some are named. What
+    leaving a field out takes away is what the whole table gives by hand where its row is zeros."""
+    scored = service.client.score(CONTEXT, ITEMS)
+    told = service.client.explain(CONTEXT, ITEMS)
+    assert (told.lineage, told.version, told.model) == (scored.lineage, 1, "appstore")
+    assert [item.item_id for item in told.items] == ["app1", "app2", "app3"]
+    names = [spec.name for spec in SCHEMA.fields]
+    for item, its in zip(told.items, scored.items, strict=True):
+        assert item.logit == pytest.approx(its.logit, abs=2e-6)
+        assert list(item.own) == list(item.without) == names
+        assert len(item.pairs) == len(names) * (len(names) - 1) // 2
+        assert item.base + sum(item.own.values()) + sum(item.pairs.values()) + item.rest == pytest.approx(item.logit, abs=1e-9)
+        for name in names:
+            shared = sum(pair for sides, pair in item.pairs.items() if name in sides)
+            assert item.without[name] == pytest.approx(item.own[name] + shared, abs=1e-9)
+
+    bags = echo.to_bags([scored.items[0].echo], SCHEMA)
+    assert bags is not None
+    category = names.index("category")
+    table = service.lineage.tables[1]
+    try:
+        begun = int(bags.all_lengths()[:category].sum())
+        service.lineage.tables[1] = table.copy()
+        service.lineage.tables[1][int(bags.ids[begun]) % len(table)] = 0
+        left_out = float(service.lineage.truth(1, bags)[0])
+    finally:
+        service.lineage.tables[1] = table
+    assert told.items[0].without["category"] == pytest.approx(told.items[0].logit - left_out, abs=1e-6)
+    (only,) = service.client.explain(CONTEXT, ITEMS, only=["app2"]).items
+    assert only == told.items[1]
+
+
+def test_an_explanation_that_cannot_be_given_says_what_to_change(service):
+    """An item that is not there, too many of them, a bad slate, an unknown model."""
+    many = [{"id": f"app{place}"} for place in range(11)]
+    for only, items, model, wrong in (
+        (["app9"], ITEMS, "", "'app9' is not in the slate"),
+        ([], many, "", "11 items to explain, at most 10 at once"),
+        ([], [], "", "INVALID_ARGUMENT"),
+        ([], ITEMS, "other", "NOT_FOUND: model 'other' is not served here"),
+    ):
+        with pytest.raises(RequestError, match=wrong):
+            service.client.explain(CONTEXT, items, only=only, model=model)
+    assert len(service.client.explain(CONTEXT, many, only=["app3", "app10"]).items) == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -15,6 +16,7 @@ def score(
     rounds: Annotated[int, typer.Option(min=1, help="Figures are medians of these.")] = 5,
     seconds: Annotated[float, typer.Option(min=0.5, help="Of each load; there are nine in a round.")] = 6.0,
     seed: Annotated[int, typer.Option(min=0, help="Of ids, weights and the moments of requests.")] = 1,
+    picture: Annotated[Path | None, typer.Option(help="Write the latencies here, as SVG.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One object on stdout.")] = False,
 ) -> None:
     """The scorer's speed beside a plain grpcio server with the same model, while versions land and while none does.
@@ -29,6 +31,8 @@ def score(
 
     found = bench.compare(loaded, rounds, seconds, seed, say)
     print(json.dumps(found) if as_json else bench.table(found))
+    if picture is not None:
+        picture.write_text(bench.picture(found), encoding="utf-8")
     if missed := bench.missed(found):
         typer.echo(f"freshet: {missed}", err=True)
         raise typer.Exit(1)
