@@ -170,6 +170,5 @@ def test_a_click_is_served_when_the_slowest_worker_has_its_version(handing):
     first.took(packet, 3, 4_000)
     first.say(kind="served", served_us=4_100, lineage="a" * 32, number=3, created_us=0, applied_us=4_000)
     assert [line["served_us"] for line in journal.read(file)] == [3_000, 4_100]
-    handing.distributor._write_status()
-    *_, row = journal.read(handing.settings.metrics_dir / "scorer.jsonl")
+    row = handing.distributor._status_row()
     assert (row["requests"], row["versions_served"], row["version"], row["workers"]) == (7, 2, 3, 1)
