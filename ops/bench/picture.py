@@ -58,7 +58,7 @@ def drawn(title: str, loads: Mapping[str, Sequence[int]]) -> str:
         )]
         path = " ".join(f"{x},{y}" for x, y in points)
         lines.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        y = TOP + 18 + 18 * place
-        lines.append(f'<rect x="{WIDTH - 290}" y="{y - 6}" width="20" height="4" fill="{colour}"/>')
-        lines.append(f'<text x="{WIDTH - 264}" y="{y}">{escape(name)}</text>')
+        y = HEIGHT - BOTTOM - 18 * (len(loads) - place)                          # down left, where no curve comes
+        lines.append(f'<rect x="{LEFT + 14}" y="{y - 6}" width="20" height="4" fill="{colour}"/>')
+        lines.append(f'<text x="{LEFT + 40}" y="{y}">{escape(name)}</text>')
     return "\n".join([*lines, "</svg>", ""])
