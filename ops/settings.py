@@ -19,6 +19,7 @@ from schemas.config import (
     from_environment,
     from_mapping,
     is_loopback,
+    keys,
     value_of,
     variable_name,
 )
@@ -69,7 +70,8 @@ def load(config: Path | None, flags: Sequence[str], environ: Mapping[str, str], 
         raise ConfigError("FRESHET_KAFKA and FRESHET_KAFKA_BOOTSTRAP both set kafka.bootstrap, and differ: drop one")
     overrides = dict(_split_flag(flag) for flag in flags)
     for key in SECRETS & overrides.keys():
-        raise ConfigError(f"--set {key}=…: everybody on this machine could read it; use {variable_name(key)} or {key}_file")
+        or_a_file = f" or {key}_file" if f"{key}_file" in keys() else ""
+        raise ConfigError(f"--set {key}=…: everybody on this machine could read it; use {variable_name(key)}{or_a_file}")
     used = {name: text for name, text in environ.items() if not (name == "FRESHET_KAFKA" and not text)}
     settings, origins = build(
         _from_file(file) if file.is_file() else Source(str(file), {}),

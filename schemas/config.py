@@ -12,6 +12,7 @@ import ipaddress
 import math
 import types
 import typing
+import urllib.parse
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from datetime import datetime
@@ -404,6 +405,24 @@ class MetricsConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class AlarmsConfig:
+    """Who hears of an alarm, besides the log and var/metrics/NAME/alarms.jsonl."""
+
+    webhook: str = field(default="", repr=False)  # http(s)://… that each alarm is POSTed to, as JSON; none = nobody
+    timeout_s: float = 5.0             # that one try may take
+
+    def __post_init__(self) -> None:
+        try:
+            url = urllib.parse.urlsplit(self.webhook)
+            right = url.scheme in ("http", "https") and bool(url.hostname) and (url.port or 1) > 0
+        except ValueError:
+            right = False
+        if self.webhook and not right:
+            raise ConfigError("alarms.webhook: must be http://HOST… or https://HOST…; alarms are POSTed there")
+        _at_least("alarms", "timeout_s", self.timeout_s, 0.1, "an answer takes its time")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
     """Everything, checked. `var` is the one directory that freshet writes to."""
 
@@ -415,6 +434,7 @@ class Settings:
     snapshot: SnapshotConfig = field(default_factory=SnapshotConfig)
     score: ScoreConfig = field(default_factory=ScoreConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    alarms: AlarmsConfig = field(default_factory=AlarmsConfig)
 
     @property
     def store_dir(self) -> Path:
@@ -427,18 +447,24 @@ class Settings:
         return self.var / "metrics" / self.model.name
 
     @property
+    def alarms_file(self) -> Path:
+        """JSON lines, an alarm each, of every process."""
+        return self.metrics_dir / "alarms.jsonl"
+
+    @property
     def windows_dir(self) -> Path:
         """Parquet, a line per window and slice."""
         return self.metrics_dir / "windows"
 
 
 SECRETS = frozenset(  # keys whose values nobody prints
-    {"kafka.password", "score.tokens", "score.operator_tokens", "score.caller_token"}
+    {"kafka.password", "score.tokens", "score.operator_tokens", "score.caller_token", "alarms.webhook"}
 )
 
 SECTIONS: dict[str, type[Any]] = {
     "kafka": KafkaConfig, "join": JoinConfig, "model": ModelConfig, "learn": LearnConfig,
     "snapshot": SnapshotConfig, "score": ScoreConfig, "metrics": MetricsConfig,
+    "alarms": AlarmsConfig,
 }
 
 
