@@ -23,7 +23,11 @@ from typing import Any
 import numpy as np
 import psutil
 
+from ops.bench import mlserver
+from ops.bench.mlserver import MlServer
+from ops.bench.peers.environment import PeerError
 from ops.bench.picture import EDGES, drawn
+from ops.bench.plain import PlainModel
 from ops.ports import free_port
 from ops.processes import tied
 from ops.settings import Loaded
@@ -55,6 +59,7 @@ MODEL: Mapping[str, Any] = {
 # What is asked of the figures: name → (key, whether more is better, the bar).
 BARS: Sequence[tuple[str, str, bool, float]] = (
     ("requests/s of a plain grpcio server, slates of 100", "of_plain", True, 2.7),
+    ("requests/s of MLServer, the same", "of_mlserver", True, 5.0),
     ("p99 ms at half of saturation", "p99_ms", False, 3.0),
     ("p50 ms of slates of 1,000", "p50_ms_1000", False, 4.0),
     ("with strings, of the requests/s with ready ids", "strings_of_ready", True, 0.5),
@@ -89,13 +94,17 @@ def compare(loaded: Loaded, rounds: int, seconds: float, seed: int, say: Say) ->
         plain_port = free_port()
         plain = stack.enter_context(_plain(settings, schema, plain_port))
         scorer = stack.enter_context(_scorer(settings))
+        third, why_no_third = _third(stack, loaded.settings.var, settings, schema, bodies["100"], Path(directory), say)
         load = stack.enter_context(_Load())
         figures: dict[str, list[float]] = {}
         histograms: dict[str, list[int]] = {}
-        say("both servers answer")
+        say("all servers answer")
 
         agree = _difference(plain_port, settings.score.port, bodies["100"])
         for turn in range(rounds):
+            if third is not None:
+                for name, value in _of_third(load, third, seconds, seed + turn).items():
+                    figures.setdefault(name, []).append(value)
             servers = {plain_port: [plain], settings.score.port: [scorer, *scorer.children()]}
             round_figures, counts = _round(load, trainer, servers, bodies, seconds, seed + turn)
             for name, value in round_figures.items():
@@ -115,11 +124,16 @@ def compare(loaded: Loaded, rounds: int, seconds: float, seed: int, say: Say) ->
         }
     say(f"cold start with 2^{COLD_BITS} rows")
     found["cold_start_s"] = _cold_start(loaded, seed)
-    found["mlserver_requests_per_s"] = None
+    if third is None:
+        found |= {"mlserver_requests_per_s": None, "mlserver_why_not": why_no_third}
+    else:
+        found["of_mlserver"] = statistics.median(
+            ours / theirs for ours, theirs in zip(figures["requests_per_s"], figures["mlserver_requests_per_s"], strict=True)
+        )
     equal = ("largest difference to fp32", "largest_difference_to_fp32", False, MOST_DIFFERENT[found["precision"]])
     found["bars"] = [
         {"what": what, "asked": bar, "seen": found[key], "held": found[key] >= bar if more else found[key] <= bar}
-        for what, key, more, bar in (*BARS, equal)
+        for what, key, more, bar in (*BARS, equal) if key in found
     ]
     return found
 
@@ -138,7 +152,7 @@ def table(found: Mapping[str, Any]) -> str:
     return "\n".join([head, cpu, *(
         f"{bar['seen']:>9.3g}  asked {bar['asked']:>6g}  {'ok  ' if bar['held'] else 'MISS'}  {bar['what']}"
         for bar in found["bars"]
-    ), "MLServer, of whose requests/s five times are asked, is not in this run"])
+    ), _said_of_third(found)])
 
 
 def picture(found: Mapping[str, Any]) -> str:
@@ -191,6 +205,45 @@ def _round(
         "load_generator_cpu_ms_per_request": 1e3 * ours["cpu_s"] / ours["all_requests"],
     }
     return figures, {name: one["histogram"] for name, one in latencies.items()}
+
+
+def _third(
+    stack: ExitStack, var: Path, settings: Settings, schema: str, bodies: Path, directory: Path, say: Say
+) -> tuple[MlServer | None, str]:
+    """MLServer with the same model, or None and why not: it is the only one that needs to be installed."""
+    try:
+        home = mlserver.install(var, say)
+        model = PlainModel.of_store(settings.store_dir, directory / "secondary", schema, FIELDS)
+        config = {key.removeprefix("model."): value for key, value in MODEL.items()}
+        return stack.enter_context(mlserver.serving(home, model, config, bodies, directory / "mlserver")), ""
+    except PeerError as wrong:
+        say(f"without MLServer: {wrong}")
+        return None, str(wrong)
+
+
+def _of_third(load: _Load, third: MlServer, seconds: float, seed: int) -> dict[str, float]:
+    """MLServer's figures: at saturation, at half of its own rate, and while it loads its model again every two seconds."""
+    def run(rate: float | None = None) -> dict[str, Any]:
+        return load.run(third.port, third.bodies, seconds, seed, rate, mlserver.CALL)
+
+    most, cpu_ms = _with_cpu([third.process], run)
+    idle = run(most["requests_per_s"] / 2)
+    with third.loading():
+        reload = run(most["requests_per_s"] / 2)
+    return {
+        "mlserver_requests_per_s": most["requests_per_s"], "mlserver_cpu_ms_per_request": cpu_ms,
+        "mlserver_p50_ms": idle["p50_ms"], "mlserver_p99_ms": idle["p99_ms"], "mlserver_reload_p99_ms": reload["p99_ms"],
+    }
+
+
+def _said_of_third(found: Mapping[str, Any]) -> str:
+    if found["mlserver_requests_per_s"] is None:
+        return f"MLServer, of whose requests/s five times are asked, is not in this run: {found['mlserver_why_not']}"
+    return (
+        f"MLServer: {found['mlserver_requests_per_s']:,.0f} requests/s, {found['mlserver_cpu_ms_per_request']:.2f} ms of "
+        f"a core each; at half of that p50 {found['mlserver_p50_ms']:.2f}, p99 {found['mlserver_p99_ms']:.2f} ms, and "
+        f"{found['mlserver_reload_p99_ms']:.1f} ms while it loads its model every two seconds"
+    )
 
 
 def _with_cpu(processes: Sequence[psutil.Process], run: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], float]:
@@ -322,12 +375,14 @@ class _Load:
         self._child.kill()
         self._child.communicate()
 
-    def run(self, port: int, bodies: Path, seconds: float, seed: int, rate: float | None = None) -> dict[str, Any]:
+    def run(
+        self, port: int, bodies: Path, seconds: float, seed: int, rate: float | None = None, path: str = CALL
+    ) -> dict[str, Any]:
         """rate: of calls a second, open loop; None = as many as are answered."""
         assert self._child.stdin is not None
         assert self._child.stdout is not None
         task = {
-            "port": port, "path": CALL, "bodies": str(bodies), "connections": CONNECTIONS, "in_flight": IN_FLIGHT,
+            "port": port, "path": path, "bodies": str(bodies), "connections": CONNECTIONS, "in_flight": IN_FLIGHT,
             "seconds": seconds, "warm_s": WARM_S, "rate": rate, "seed": seed,
         }
         self._child.stdin.write(json.dumps(task) + "\n")

@@ -48,36 +48,19 @@ def serve_plain(store: str, schema_file: str, port: int) -> None:
     import grpc
     import torch
 
+    from ops.bench.plain import PlainModel
     from schemas import fields
-    from schemas.models import build
     from schemas.proto import scoring_pb2
-    from schemas.snapshot import model_config
-    from scorer.reader import SnapshotReader
-    from scorer.service import ranks
 
     torch.set_num_threads(1)  # two make it slower: 860 requests a second instead of 1,060
-    schema = fields.load(schema_file)
-    with SnapshotReader(Path(store), Path(store).parent / "plain") as reader:
-        number = reader.poll()
-        assert number is not None
-        config = model_config(reader.manifest(number), "bench", schema_file)
-        whole = reader.whole(number)
-    net = build(config, len(schema.fields)).eval().requires_grad_(False)
-    net.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in whole.dense.items()})
-    table = net.new_rows(torch.arange(1 << config.bits))
-    table[torch.from_numpy(whole.rows)] = torch.from_numpy(whole.floats)
+    model = PlainModel.of_store(Path(store), Path(store).parent / "plain", schema_file, len(fields.load(schema_file).fields))
 
     def score(request: scoring_pb2.ScoreRequest, _: Any) -> scoring_pb2.ScoreResponse:
-        items = len(request.item_id)
         context = np.frombuffer(request.ready_context.ids, "<u8")
-        own = np.frombuffer(request.ready_items.ids, "<u8").reshape(items, -1)
-        ids = np.concatenate([np.broadcast_to(context, (items, len(context))), own], axis=1)
-        with torch.inference_mode():
-            rows = table[torch.from_numpy((ids % np.uint64(len(table))).astype(np.int64))]
-            logits = net(rows, None)
-            probabilities = logits.sigmoid()
+        items = np.frombuffer(request.ready_items.ids, "<u8").reshape(len(request.item_id), -1)
+        probabilities, logits, ranks = model.score(context, items)
         return scoring_pb2.ScoreResponse(
-            probability=probabilities.tolist(), logit=logits.tolist(), rank=ranks(probabilities.numpy()).tolist()
+            probability=probabilities.tolist(), logit=logits.tolist(), rank=ranks.tolist()
         )
 
     handler = grpc.unary_unary_rpc_method_handler(

@@ -3,13 +3,22 @@ from __future__ import annotations
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
 import pytest
+import torch
 
+from ops.bench import mlserver
 from ops.bench.http2 import Outcome, Refused, load
+from ops.bench.peers import environment
+from ops.bench.plain import PlainModel
 from ops.bench.score import BARS, missed
+from schemas.config import ModelConfig
+from schemas.models import build
+from schemas.proto import scoring_pb2
 
 
 class Server:
@@ -96,3 +105,28 @@ def test_bars_that_are_missed_are_named():
     assert missed({"bars": figures}) == ""
     figures[0] |= {"seen": 1.0, "held": False}
     assert missed({"bars": figures}) == f"{BARS[0][0]}: 1, asked 2.7"
+
+
+def test_mlserver_answers_what_the_model_says_here_while_it_is_loaded_again(tmp_path: Path, monkeypatch):
+    """Its probabilities are checked as it starts; the load generator's calls are answered by it, meanwhile and after."""
+    home = (Path(__file__).parents[2] / "var" / "peers" / "mlserver").absolute()
+    if not environment.is_made(home, mlserver.REQUIREMENTS):
+        pytest.skip("MLServer is not installed: run `freshet bench score` once")
+    monkeypatch.setattr(mlserver, "LOAD_EVERY_S", 0.2)
+    config: dict[str, Any] = {"architecture": "deepfm", "factors": 2, "hidden": (8, 4), "statistics": False, "bits": 8}
+    net, random = build(ModelConfig(**config), 3), np.random.default_rng(1)
+    table = net.new_rows(torch.arange(256)).normal_()
+    asked = []
+    for _ in range(4):
+        request = scoring_pb2.ScoreRequest(item_id=["a", "b"], compact=True)
+        request.ready_context.ids = random.integers(0, 1 << 63, 1, np.uint64).tobytes()
+        request.ready_items.ids = random.integers(0, 1 << 63, 4, np.uint64).tobytes()
+        asked.append(np.frombuffer(request.SerializeToString(), np.uint8))
+    slates = tmp_path / "slates.npz"
+    np.savez(slates, data=np.concatenate(asked), sizes=[len(one) for one in asked])
+    with mlserver.serving(home, PlainModel(net, table), config, slates, tmp_path / "served") as server, server.loading():
+        with np.load(server.bodies) as kept:
+            bodies = [one.tobytes() for one in np.split(kept["data"], np.cumsum(kept["sizes"])[:-1])]
+        found = load(("127.0.0.1", server.port), mlserver.CALL, bodies, 2, 1.0, 0.0, None, 2, 1)
+    assert found.failed == 0
+    assert found.completed > 10

@@ -27,9 +27,9 @@ class PeerError(FreshetError):
     """A peer cannot be installed or did not do its work."""
 
 
-def versions() -> dict[str, str]:
+def versions(requirements: Path = REQUIREMENTS) -> dict[str, str]:
     """Package → version, as pinned."""
-    return dict(re.findall(r"^([a-z0-9-]+)==(\S+)", REQUIREMENTS.read_text(), flags=re.MULTILINE))
+    return dict(re.findall(r"^([a-z0-9-]+)==(\S+)", requirements.read_text(), flags=re.MULTILINE))
 
 
 def python_of(folder: Path) -> Path:
@@ -37,21 +37,21 @@ def python_of(folder: Path) -> Path:
     return folder / "bin" / "python"
 
 
-def is_made(folder: Path) -> bool:
+def is_made(folder: Path, requirements: Path = REQUIREMENTS) -> bool:
     """Whether the environment holds what is pinned now."""
     stamp = folder / "made"
-    return stamp.is_file() and stamp.read_text() == _stamp()
+    return stamp.is_file() and stamp.read_text() == _stamp(requirements)
 
 
-def make(folder: Path, tell: Callable[[str], None]) -> None:
+def make(folder: Path, tell: Callable[[str], None], requirements: Path = REQUIREMENTS) -> None:
     """Make the environment, if it is not there as pinned. tell: takes a line for a person.
 
     It sees freshet's own packages (torch alone is gigabytes) behind its own. Raises PeerError with the last of what pip said.
     """
-    if is_made(folder):
+    if is_made(folder, requirements):
         return
-    began = time.monotonic()
-    tell(f"installing {len(versions())} packages into {folder}, this once: {', '.join(versions())}")
+    began, pinned = time.monotonic(), versions(requirements)
+    tell(f"installing {len(pinned)} packages into {folder}, this once: {', '.join(pinned)}")
     _must(
         [sys.executable, "-m", "venv", "--clear", str(folder)],
         "Python cannot make a virtual environment (on Debian: apt-get install python3-venv)",
@@ -60,10 +60,10 @@ def make(folder: Path, tell: Callable[[str], None]) -> None:
     (Path(own.strip()) / "shared.pth").write_text(sysconfig.get_path("purelib") + "\n")
     _must(
         [str(python_of(folder)), "-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--no-deps",
-         "--require-hashes", "--quiet", "-r", str(REQUIREMENTS)],
+         "--require-hashes", "--quiet", "-r", str(requirements)],
         "pip could not install them. It needs a network, or an index that pip is configured for; then try again",
     )
-    (folder / "made").write_text(_stamp())
+    (folder / "made").write_text(_stamp(requirements))
     tell(f"installed after {time.monotonic() - began:.0f} s")
 
 
@@ -95,6 +95,6 @@ def _must(command: list[str], wrong: str) -> str:
     return done.stdout
 
 
-def _stamp() -> str:
+def _stamp(requirements: Path) -> str:
     """Another one whenever the pins or the Python change."""
-    return hashlib.sha256(REQUIREMENTS.read_bytes() + sys.version.encode()).hexdigest()
+    return hashlib.sha256(requirements.read_bytes() + sys.version.encode()).hexdigest()
