@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ops.simulator.options import StoreOptions
 from ops.simulator.randomness import Randomness, Stream
@@ -13,8 +14,18 @@ from ops.simulator.vocabulary import CATEGORIES, CATEGORY_SHARES, TAGS
 PRICES = (0.0, 0.99, 1.99, 2.99, 4.99, 9.99)
 PRICE_SHARES = (0.64, 0.12, 0.08, 0.06, 0.06, 0.04)
 MOST_TAGS = 3
+_FLOODED = 1 << 40     # numbers of apps that a flood brings begin here
 _CATEGORIES_UP_TO = np.cumsum(CATEGORY_SHARES)[:-1]
 _PRICES_UP_TO = np.cumsum(PRICE_SHARES)[:-1]
+
+
+class Flood(NamedTuple):
+    """From one time until another, the apps on `places` live only so long. places, life_us: (P,)."""
+
+    from_us: int
+    until_us: int
+    places: NDArray[np.int64]
+    life_us: NDArray[np.int64]
 
 
 class Apps:
@@ -24,7 +35,7 @@ class Apps:
     (seed, s, g): the shelf is a function of the time alone, so a store that is stopped and started again goes on with
     the same apps. Lives differ by place, from 0.4 to 1.6 of the average, so ages do too.
     category: (A,) places in CATEGORIES; price: (A,); tags: (A, T) bool; quality: (A,) log-odds that no feature tells
-    but the app's id; bid: (A,); born_us: (A,).
+    but the app's id; bid: (A,); born_us, dies_us: (A,).
     """
 
     def __init__(self, options: StoreOptions) -> None:
@@ -36,6 +47,9 @@ class Apps:
         self.life_us = np.maximum(1, average_us * rng.uniform(0.4, 1.6, count)).astype(np.int64)
         self._phase_us = (rng.random(count) * self.life_us).astype(np.int64)
         self.number = np.full(count, -1, np.int64)
+        self.born_us = np.zeros(count, np.int64)
+        self.dies_us = np.zeros(count, np.int64)
+        self._flood: Flood | None = None
         self.category = np.zeros(count, np.int64)
         self.price = np.zeros(count)
         self.tags = np.zeros((count, len(TAGS)), bool)
@@ -47,25 +61,37 @@ class Apps:
         self.revision = 0
         """Grows whenever an app was born."""
 
-    @property
-    def born_us(self) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-        return self.number * self.life_us - self._phase_us
+    def flood(self, flood: Flood | None) -> None:
+        """There is one, or will be; instead of any that was told before."""
+        self._flood = flood
+        self._from_us = self._until_us = 0
 
     def advance(self, time_us: int) -> None:
         """Make the arrays those of this time; costs nothing where nobody was born since the last."""
         if self._from_us <= time_us < self._until_us:
             return
         number = (time_us + self._phase_us) // self.life_us
+        self.born_us = number * self.life_us - self._phase_us
+        self.dies_us = self.born_us + self.life_us
+        edges = [0, 1 << 62]
+        if self._flood is not None:
+            from_us, until_us, places, life_us = self._flood
+            edges += [from_us, until_us]
+            if from_us <= time_us < until_us:
+                since = (time_us - from_us) // life_us
+                number[places] = _FLOODED + since
+                self.born_us[places] = from_us + since * life_us
+                self.dies_us[places] = self.born_us[places] + life_us
         for place in np.flatnonzero(number != self.number):
             self._bear(int(place), int(number[place]))
         self.number = number
-        self._from_us = int(self.born_us.max())
-        self._until_us = int((self.born_us + self.life_us).min())
+        self._from_us = max(int(self.born_us.max()), *(edge for edge in edges if edge <= time_us))
+        self._until_us = min(int(self.dies_us.min()), *(edge for edge in edges if edge > time_us))
         self.revision += 1
 
     def features(self, place: int, time_us: int) -> dict[str, Any]:
         """What a request says of the app; its id stands beside."""
-        age_us = time_us - int(self.number[place] * self.life_us[place] - self._phase_us[place])
+        age_us = time_us - int(self.born_us[place])
         return self._features[place] | {"app_age_h": int(age_us // self.hour_us)}
 
     def _bear(self, place: int, number: int) -> None:

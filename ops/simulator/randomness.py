@@ -16,6 +16,7 @@ class Stream(IntEnum):
     TASTES = 3
     REQUESTS = 4
     BASE_RATE = 5
+    DRIFTS = 6
 
 
 class Randomness:

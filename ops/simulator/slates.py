@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ops.simulator.apps import Apps
 from ops.simulator.clicks import delays_us
+from ops.simulator.drifts import Drift
 from ops.simulator.options import StoreOptions
 from ops.simulator.oracle import Ledger, Thirds
 from ops.simulator.randomness import Randomness, Stream
@@ -92,8 +93,21 @@ class Simulator:
         self._randomness = Randomness(options.seed, Stream.REQUESTS, start_us)
         self._requests = 0
         self._last_us = start_us
+        self._drift: Drift | None = None
         self._places = np.arange(1, options.slate + 1)
         self._position_effect = position_effect(self._places)
+
+    def plant(self, drift: Drift | None) -> None:
+        """Let this change happen, instead of any that was planted before."""
+        self.apps.flood(None)
+        self._drift = drift
+        if drift is not None:
+            drift.begin(self.apps)
+
+    def visited(self, now_us: int) -> bool:
+        """Whether somebody comes at this moment, which the store's rate has a visitor at."""
+        drift = self._reigning(now_us)
+        return drift is None or drift.visited(now_us)
 
     def next_request(self, now_us: int) -> Request:
         """The next visitor, at this moment of event time."""
@@ -109,18 +123,26 @@ class Simulator:
 
         self.apps.advance(now_us)
         user = self.users.pick(float(who))
-        hour = hour_of(now_us, self.options.day_s, int(self.users.zone[user]))
+        zone: float = int(self.users.zone[user])
+        drift = self._reigning(now_us)
+        hour = hour_of(now_us, self.options.day_s, zone if drift is None else drift.zone(int(zone)))
+        logit = self.truth.logit(self.users, user, self.apps, places, now_us, hour)
+        context = self.users.features(user) | {"hour": hour}
+        candidates = [
+            {"id": self.apps.ids[place], "features": self.apps.features(place, now_us)} for place in places.tolist()
+        ]
+        if drift is not None:
+            logit = drift.logit(logit, self.users, user, self.apps.category[places], hour)
+            context, candidates = drift.told(number, context, candidates)
         return Request(
             number=number,
             impression_id=f"{self._randomness.tag & 0xFFFFFFFFFFFF:012x}{number:08x}",
             time_us=now_us,
-            context=self.users.features(user) | {"hour": hour},
-            candidates=[
-                {"id": self.apps.ids[place], "features": self.apps.features(place, now_us)} for place in places.tolist()
-            ],
+            context=context,
+            candidates=candidates,
             random_order=bool(random_order < self.options.random_share),
             bids=self.apps.bid[places],
-            logit=self.truth.logit(self.users, user, self.apps, places, now_us),
+            logit=logit,
             chance=chance,
             delay_us=delay_us,
             shuffled=shuffled,
@@ -141,9 +163,9 @@ class Simulator:
             shown = self._ranked(request, scored)[:slate]                                # (slate,)
         actual = probability(request.logit[shown] + self._position_effect)               # (slate,)
         clicked = request.chance[shown] < actual                                         # (slate,)
-        clicks = [
-            self._click(request, int(which)) for which in shown[clicked][np.argsort(request.delay_us[shown[clicked]])]
-        ]
+        drift = self._reigning(request.time_us)
+        sent = shown[clicked if drift is None else drift.reported(request, shown, actual, clicked)]
+        clicks = [self._click(request, int(which)) for which in sent[np.argsort(request.delay_us[sent])]]
         self._count(request, scored, shown, actual, clicked, random_order)
         propensity = 1 / self.options.candidates if random_order else 1.0
         return self._impression(request, scored, shown.tolist(), propensity), clicks
@@ -151,6 +173,9 @@ class Simulator:
     def auc_thirds(self) -> Thirds:
         """By third of the time from the start to the last request; the oracle alone if nobody ever scored."""
         return self.ledger.auc_thirds(self.start_us, self._last_us, served_only=self.tally.scored_slates > 0)
+
+    def _reigning(self, time_us: int) -> Drift | None:
+        return self._drift if self._drift is not None and self._drift.on(time_us) else None
 
     def _ranked(self, request: Request, scored: Scored) -> NDArray[np.int64]:
         """Best first; ties in the order of the candidates, which is random."""

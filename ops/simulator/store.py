@@ -169,7 +169,9 @@ class AppStore:
                     break
 
                 # 2. The visitor.
-                self._serve(self._clock.now_us())
+                now_us = self._clock.now_us()
+                if self.simulator.visited(now_us):
+                    self._serve(now_us)
                 number += 1
                 turn = start_us + (number + self.visitors_missed) * self._period_us
 

@@ -74,7 +74,7 @@ EVENING, EVENING_HOURS = 0.3, range(18, 24)  # people have time
 POSITION_SLOPE = -0.15  # per ln(position): the 20th place has 0.64 of the first one's odds
 
 
-def hour_of(time_us: int, day_s: float, zone: int = 0) -> int:
+def hour_of(time_us: int, day_s: float, zone: float = 0) -> int:
     """The hour on a user's clock, 0 to 23. Days are counted since 1970, whenever the store was started."""
     return int(time_us / 1e6 / day_s * 24 + zone) % 24
 
@@ -111,9 +111,14 @@ class Truth:
         turned: Logits = self._country[0, country] * np.cos(angle) + self._country[1, country] * np.sin(angle)
         return turned
 
-    def logit(self, users: Users, user: int, apps: Apps, places: NDArray[np.int64], time_us: int) -> Logits:
-        """Log-odds for the apps at these places of the shelf, which must have been advanced to this time. (n,)"""
-        hour = hour_of(time_us, self._options.day_s, int(users.zone[user]))
+    def logit(
+        self, users: Users, user: int, apps: Apps, places: NDArray[np.int64], time_us: int, hour: int | None = None
+    ) -> Logits:
+        """Log-odds for the apps at these places of the shelf, which must have been advanced to this time. (n,)
+
+        hour: on the user's clock; None = that of the time and the zone.
+        """
+        hour = hour_of(time_us, self._options.day_s, int(users.zone[user])) if hour is None else hour
         by_category = (
             self._liked + self.hours[hour] + self.people[users.gender[user], users.age_band[user]]
             + self.country(int(users.country[user]), time_us) + users.taste[user] + INSTALLED * users.installed[user]

@@ -28,6 +28,9 @@ def simulate(
     slate: Annotated[int, typer.Option(help="Items shown.")] = 20,
     candidates: Annotated[int, typer.Option(min=0, help="Apps to choose them from; 0 = as many as are shown.")] = 0,
     apps: Annotated[int, typer.Option(help="Apps alive at any moment.")] = 200,
+    drift: Annotated[str, typer.Option(
+        metavar="NAME[@FROM[-UNTIL]]", help="Plant a change so many seconds after the start: docs/bench-drift.md names them."
+    )] = "",
     record: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write each event as a line too: what `freshet replay` reads.")
     ] = None,
@@ -42,6 +45,7 @@ def simulate(
     AUC of the served scores next to an oracle's, which knows the truth. Without a scorer every order is random.
     """
     from ops.console import progress
+    from ops.simulator.drifts import planted
     from ops.simulator.live import GrpcRanker, KafkaLog, Record
     from ops.simulator.options import StoreOptions
     from ops.simulator.report import text
@@ -60,11 +64,20 @@ def simulate(
         raise ConfigError("--offline needs --seconds: without a clock it would never end")
     stop = threading.Event()
     total = round(seconds * rate) or None
+
+    def opened(start_us: int) -> Simulator:
+        simulator = Simulator(options, start_us)
+        if drift:
+            simulator.plant(planted(drift, options, start_us))
+        return simulator
+
+    if drift:
+        planted(drift, options, 0)       # what is wrong with it is said before anything is waited for
     if offline:
         _at_signal(stop.set)
         with progress("simulate", total, "slates") as bar:
             store = AppStore(
-                Simulator(options, OFFLINE_START_US), VirtualClock(OFFLINE_START_US), Record(record),
+                opened(OFFLINE_START_US), VirtualClock(OFFLINE_START_US), Record(record),
                 rate=rate, seconds=seconds, stop=stop, progress=bar.advance,
             )
             report = store.run()
@@ -76,7 +89,7 @@ def simulate(
         _at_signal(stop.set)
         with progress("simulate", total, "slates") as bar:
             store = AppStore(
-                Simulator(options, time.time_ns() // 1000), WallClock(stop), log, ranker,
+                opened(time.time_ns() // 1000), WallClock(stop), log, ranker,
                 rate=rate, seconds=seconds, stop=stop, progress=bar.advance,
             )
             report = store.run()
