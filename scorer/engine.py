@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -23,7 +25,7 @@ from schemas.models import RowModel, build
 from schemas.models.base import Sides
 from schemas.models.pooling import pool
 from schemas.snapshot import Manifest, Unpacked, model_identity, refuse_other_model
-from scorer.network import for_slates
+from scorer.network import SlateDeepFM, for_slates, split_of
 from scorer.version import Version
 
 T = TypeVar("T", bound=nn.Module)
@@ -32,6 +34,12 @@ INIT_ROWS = 1 << 16  # rows initialised at a time: a few MB of scratch instead o
 # A version's rows are written in pieces of so many, each while requests wait (.3 ms), and they go first between two pieces.
 PIECE_ROWS = 1 << 13
 PAUSE_S = 2e-4
+# Slates up to so many items are computed one after the other: two at once hand the interpreter to each other at each call of
+# torch, a tenth of a core more for each. Longer ones beside them, so that no short one waits for the whole of a long one.
+SHORT = 256
+# Slates from so many items on are computed in two halves at once, where there is a second core: two thirds of the time if it is
+# idle, a twentieth more of a core.
+LONG = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +86,7 @@ class Blueprint:
         self._identity = model_identity(config, model.row_width)
         self._slates = slates
         self._context = [spec.side == "context" for spec in self.schema.fields]
+        self.split = None if slates is None else split_of(model, self._context)
         self._model = model.to("meta")  # shapes alone: each version brings the numbers
 
     def check(self, manifest: Manifest) -> None:
@@ -126,12 +135,12 @@ class Blueprint:
 class _Overwritten:
     """Rows of the present version that the next one has begun to write over. rows: (n,) ascending; floats: (n, W)."""
 
-    rows: Tensor
-    floats: Tensor
+    rows: NDArray[np.int64]
+    floats: Floats
 
-    def put_back(self, numbers: Tensor, taken: Tensor, through: int) -> None:
+    def put_back(self, numbers: NDArray[np.int64], taken: Floats, through: int) -> None:
         """Into `taken` (m, W), the rows `numbers` of the table: what those up to row `through` were before."""
-        place = torch.searchsorted(self.rows, numbers).clamp_(max=len(self.rows) - 1)           # (m,)
+        place = np.minimum(np.searchsorted(self.rows, numbers), len(self.rows) - 1)             # (m,)
         gone = (self.rows[place] == numbers) & (numbers <= through)                             # (m,)
         taken[gone] = self.floats[place[gone]]
 
@@ -150,8 +159,11 @@ class Engine:
         self._blueprint = blueprint
         self._now_us = now_us
         self._lock = threading.Lock()
-        self._mask = np.uint64((1 << blueprint.bits) - 1)
+        self._turn = threading.Lock()          # held by the short slate that is computed now
+        self._beside = ThreadPoolExecutor(1, "beside") if len(os.sched_getaffinity(0)) > 1 else None
+        self._mask = np.int64((1 << blueprint.bits) - 1)
         self._table = blueprint.table() if table is None else table
+        self._rows: Floats = self._table.numpy()  # the same: numpy takes rows in a fifth of torch's time
         self._dense: Dense | None = None
         self._version: Version | None = None
         self._before: _Overwritten | None = None
@@ -201,8 +213,8 @@ class Engine:
 
     def _write_all_but_the_last(self, pieces: Sequence[tuple[Tensor, Tensor]]) -> None:
         """While requests go on with the present version."""
-        rows = torch.cat([numbers for numbers, _ in pieces])
-        before = _Overwritten(rows, self._table.index_select(0, rows))
+        rows = np.concatenate([numbers.numpy() for numbers, _ in pieces])
+        before = _Overwritten(rows, self._rows.take(rows, 0))
         for numbers, floats in pieces[:-1]:
             with self._lock:
                 self._table.index_copy_(0, numbers, floats)
@@ -212,8 +224,19 @@ class Engine:
     @torch.inference_mode()
     def score(self, bags: Bags) -> Scores:
         """Probability and logit of each row, in float32. Raises SnapshotError before the first version."""
-        rows, values, dense, version = self._gather(bags)                       # (B, F + C, W), (B, F + C)
-        logits: Tensor = dense.net(rows, values)                                # (B,)
+        split = self._blueprint.split
+        if split is not None and bags.lengths is None and bags.values is None:
+            each = bags.ids.view(np.int64).reshape(-1, bags.fields)                     # (B, F)
+            taken, dense, version = self._take(split.parts(each))                       # (S + B·R, W)
+            slates = dense.net
+            assert isinstance(slates, SlateDeepFM)
+            context, items = taken[: split.in_context], taken[split.in_context :]
+            items = items.reshape(len(bags), split.in_items, -1)                        # (B, R, W)
+            logits = self._computed(lambda at: slates.logits(context, items[at]), len(bags))     # (B,)
+        else:
+            rows, values, dense, version = self._gather(bags)                           # (B, F + C, W), (B, F + C)
+            net = dense.net
+            logits = self._computed(lambda at: net(rows[at], None if values is None else values[at]), len(bags))     # (B,)
         return Scores(_array(logits.sigmoid()), _array(logits), version)
 
     @torch.inference_mode()
@@ -222,17 +245,33 @@ class Engine:
         rows, values, dense, version = self._gather(bags)
         return Gathered(rows, values, self._blueprint.plain(dense), self._blueprint.schema.sides, version)
 
+    def _computed(self, logits: Callable[[slice], Tensor], items: int) -> Tensor:
+        """The logits of all rows. logits: of some of them; any thread may call it."""
+        if items <= SHORT:
+            with self._turn:
+                return logits(slice(None))
+        if items < LONG or self._beside is None:
+            return logits(slice(None))
+        other = self._beside.submit(_inferred, logits, slice(items // 2))
+        own = logits(slice(items // 2, None))
+        return torch.cat([other.result(), own])
+
     def _gather(self, bags: Bags) -> tuple[Tensor, Tensor | None, Dense, Version]:
         bags = crossed(bags, self._blueprint.schema)
-        numbers = torch.from_numpy((bags.ids & self._mask).astype(np.int64))    # (n,)
+        taken, dense, version = self._take(bags.ids.view(np.int64))             # (n, W)
+        return *pool(torch.from_numpy(taken), bags, self._blueprint.schema.columns, self._blueprint.counted), dense, version
+
+    def _take(self, ids: NDArray[np.int64]) -> tuple[Floats, Dense, Version]:
+        """Their rows, (n, W), and what is of the same version. Raises SnapshotError."""
+        numbers = ids & self._mask                                              # (n,)
         with self._lock:
             dense, version, before, written = self._dense, self._version, self._before, self._written
-            rows = self._table.index_select(0, numbers)                         # (n, W)
+            rows: Floats = self._rows.take(numbers, 0)                          # (n, W)
         if dense is None or version is None:
             raise SnapshotError("no version is loaded yet")
         if before is not None:
             before.put_back(numbers, rows, written)
-        return *pool(rows, bags, self._blueprint.schema.columns, self._blueprint.counted), dense, version
+        return rows, dense, version
 
 
 def load(blueprint: Blueprint, now_us: Callable[[], int], parts: Iterable[tuple[Manifest, Unpacked]]) -> Engine:
@@ -260,6 +299,12 @@ def _twin(module: T) -> T:
         setattr(twin, held, dict(getattr(module, held)))
     twin._modules = {name: None if inner is None else _twin(inner) for name, inner in module._modules.items()}
     return twin
+
+
+@torch.inference_mode()
+def _inferred(logits: Callable[[slice], Tensor], at: slice) -> Tensor:
+    """In another thread, which has a mode of its own."""
+    return logits(at)
 
 
 def _own(array: NDArray[Any], kind: Any) -> Tensor:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -9,6 +14,20 @@ from schemas.bags import Bags
 from schemas.errors import BadEvent
 from schemas.fields import RAW_LIMIT, Encoder, FieldSchema, Slate
 from schemas.proto import scoring_pb2
+
+PLANS = 64  # clients name the same fields in each request
+_NAMES = {"context": "ready_context", "item": "ready_items"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """Where the columns of a side go. columns: which of them are used, None = all. places: in a row, for each of those.
+    needs_values: name of a field whose ids are nothing without values. strange: fields that the schema does not have."""
+
+    columns: list[int] | None
+    places: list[int] | slice
+    needs_values: str | None
+    strange: tuple[str, ...]
 
 
 class Ready:
@@ -27,6 +46,7 @@ class Ready:
             side: {spec.number: place for place, spec in enumerate(schema.fields) if spec.side == side}
             for side in ("context", "item")
         }
+        self._plan = lru_cache(PLANS)(self._planned)
 
     def bags(self, request: scoring_pb2.ScoreRequest) -> tuple[Bags, list[str]]:
         """A row per item, and the numbers of fields that the schema does not have on that side (they are ignored).
@@ -37,39 +57,53 @@ class Ready:
             raise BadEvent("wrong_type", "fill context and items, or ready_context and ready_items; not both")
         items = len(request.item_id)
         strange: list[str] = []
-        ids = np.repeat(self._ids[None], items, axis=0)                         # (B, F)
+        ids = np.empty((items, len(self._ids)), np.uint64)                      # (B, F)
+        ids[:] = self._ids
         values = None if self._values is None else np.repeat(self._values[None], items, axis=0)
-        for side, entries, given in (("context", 1, request.ready_context), ("item", items, request.ready_items)):
-            strange += self._fill(side, entries, given, ids, values)
+        strange += self._fill("context", 1, request.ready_context, ids, values)
+        strange += self._fill("item", items, request.ready_items, ids, values)
         if self._names is not None and self._schema.numbers[self._of_names] not in request.ready_items.field:
             ids[:, self._of_names] = self._names.encode(Slate(list(request.item_id), {}, {}))[0].ids
         f = len(self._schema.fields)
         return Bags(f, ids.reshape(-1), None if values is None else values.reshape(-1), None), strange
 
-    def _fill(
-        self, side: str, entries: int, given: scoring_pb2.ReadyIds, ids: NDArray[np.uint64], values: NDArray[np.float32] | None
-    ) -> list[str]:
-        numbers, name = list(given.field), "ready_context" if side == "context" else "ready_items"
+    def _planned(self, side: Literal["context", "item"], numbers: tuple[int, ...]) -> _Plan:
         if len(set(numbers)) != len(numbers):
-            raise BadEvent("field_twice", f"{name}: each field once, by number")
-        for what, data, width in (("ids", given.ids, 8), ("values", given.values, 4)):
-            if len(data) != width * entries * len(numbers) and (data or what == "ids"):
-                raise BadEvent(
-                    "ragged_columns",
-                    f"{name}: {len(data)} bytes of {what} for {len(numbers)} fields and {entries} entries of {width} bytes",
-                )
-        sent = np.frombuffer(given.ids, "<u8").reshape(entries, len(numbers))
-        factors = np.frombuffer(given.values, "<f4").reshape(entries, len(numbers)) if given.values else None
-        if factors is not None and not (np.abs(factors) <= RAW_LIMIT).all():
-            raise BadEvent("not_finite", f"{name}: values must be finite, within ±{RAW_LIMIT:,.0f}")
+            raise BadEvent("field_twice", f"{_NAMES[side]}: each field once, by number")
         place = self._place[side]
         known = [(column, place[number]) for column, number in enumerate(numbers) if number in place]
         known = [(column, at) for column, at in known if not self._schema.fields[at].training_only]
-        for spec in (self._schema.fields[at] for _, at in known):
-            if factors is None and spec.kind == "numeric" and not spec.binned:
-                raise BadEvent("wrong_type", f"field {spec.name}: its ids need values, the numbers that they are multiplied by")
+        specs = [self._schema.fields[at] for _, at in known]
         columns, places = [column for column, _ in known], [at for _, at in known]
-        ids[:, places] = sent if columns == list(range(len(numbers))) else sent[:, columns]
+        return _Plan(
+            None if columns == list(range(len(numbers))) else columns,
+            slice(places[0], places[-1] + 1) if places and places == list(range(places[0], places[-1] + 1)) else places,
+            next((spec.name for spec in specs if spec.kind == "numeric" and not spec.binned), None),
+            tuple(f"number {number}" for number in numbers if number not in place),
+        )
+
+    def _fill(
+        self, side: Literal["context", "item"], entries: int, given: scoring_pb2.ReadyIds, ids: NDArray[np.uint64],
+        values: NDArray[np.float32] | None,
+    ) -> Sequence[str]:
+        fields, of_ids, of_values = len(given.field), given.ids, given.values
+        planned = self._plan if fields <= len(self._ids) else self._planned  # what is kept is no longer than a schema
+        plan = planned(side, tuple(given.field))
+        for what, data, width in (("ids", of_ids, 8), ("values", of_values, 4)):
+            if len(data) != width * entries * fields and (data or what == "ids"):
+                raise BadEvent(
+                    "ragged_columns",
+                    f"{_NAMES[side]}: {len(data)} bytes of {what} for {fields} fields and {entries} entries of {width} bytes",
+                )
+        sent = np.frombuffer(of_ids, "<u8").reshape(entries, fields)
+        factors = np.frombuffer(of_values, "<f4").reshape(entries, fields) if of_values else None
+        if factors is not None and not (np.abs(factors) <= RAW_LIMIT).all():
+            raise BadEvent("not_finite", f"{_NAMES[side]}: values must be finite, within ±{RAW_LIMIT:,.0f}")
+        if factors is None and plan.needs_values is not None:
+            raise BadEvent(
+                "wrong_type", f"field {plan.needs_values}: its ids need values, the numbers that they are multiplied by"
+            )
+        ids[:, plan.places] = sent if plan.columns is None else sent[:, plan.columns]
         if values is not None and factors is not None:
-            values[:, places] = factors[:, columns]
-        return [f"number {number}" for number in numbers if number not in place]
+            values[:, plan.places] = factors if plan.columns is None else factors[:, plan.columns]
+        return plan.strange

@@ -8,13 +8,19 @@ import pytest
 
 from schemas.bags import Bags
 from schemas.errors import SnapshotError
-from schemas.fields import Encoder, Slate, load
+from schemas.fields import Encoder, Field, FieldSchema, Slate, load
 from schemas.snapshot import unpack
-from scorer.engine import Blueprint, Engine
+from scorer.engine import LONG, Blueprint, Engine
 from scorer.engine import load as load_engine
 from tests.scorer.lineage import Lineage, small
 
 SCHEMA = load("appstore")
+SINGLE = FieldSchema("single", (
+    Field(name="app", number=1, kind="categorical", side="item"),
+    Field(name="user", number=2, kind="categorical", side="context"),
+    Field(name="shelf", number=3, kind="categorical", side="item"),
+    Field(name="hour", number=4, kind="categorical", side="context"),
+))
 
 
 def clock() -> int:
@@ -31,6 +37,13 @@ def some_bags(items: int = 5, seed: int = 0) -> Bags:
     }
     slate = Slate([f"app{n}" for n in range(items)], {"user": "u1", "hour": 10, "installed": ["games", "food"]}, columns)
     return Encoder(SCHEMA, training=False).encode(slate)[0]
+
+
+def single_ids(items: int) -> Bags:
+    """A slate of one id per field, as requests with ready ids are; the context stands neither first nor in one piece."""
+    columns = {name: [f"{name}{n % 7}" for n in range(items)] for name in ("app", "shelf")}
+    slate = Slate([f"app{n}" for n in range(items)], {"user": "u1", "hour": "ten"}, columns)
+    return Encoder(SINGLE, training=False).encode(slate)[0]
 
 
 def published(lineage: Lineage, rows: int = 20):
@@ -52,6 +65,17 @@ def test_scores_are_those_of_the_whole_table_in_double_precision():
         np.testing.assert_allclose(scores.logits, truth, atol=2e-6)
         np.testing.assert_allclose(scores.probabilities, 1 / (1 + np.exp(-truth)), atol=1e-6)
         assert (scores.version.number, scores.version.applied_us) == (manifest.number, 7)
+
+
+@pytest.mark.parametrize("single", [False, True])
+@pytest.mark.parametrize("slates", [None, "fp32"])
+def test_a_long_slate_is_what_its_halves_are(single, slates):
+    """Computed by two threads, its scores stand in the order of its items and are the truth's."""
+    schema = SINGLE if single else SCHEMA
+    lineage = Lineage(small(), schema)
+    engine = load_engine(Blueprint(small(), schema, slates), clock, [published(lineage, rows=300)])
+    bags = single_ids(LONG + 1) if single else some_bags(LONG + 1)
+    np.testing.assert_allclose(engine.score(bags).logits, lineage.truth(1, bags), atol=2e-6)
 
 
 def test_a_load_from_one_rotation_equals_following_from_the_first():
@@ -90,15 +114,18 @@ def test_a_version_of_another_model_is_refused_naming_both_sides(theirs):
         engine.score(some_bags())
 
 
+@pytest.mark.parametrize("single", [False, True])
 @pytest.mark.parametrize("gently", [False, True])
-def test_no_answer_is_made_of_two_versions(gently, monkeypatch):
+def test_no_answer_is_made_of_two_versions(gently, single, monkeypatch):
     """While versions land as fast as they can, every answer of four threads equals its own version's truth: also where
-    their rows are written a few at a time."""
+    their rows are written a few at a time, and where the context's rows are taken once for a slate of single ids."""
     monkeypatch.setattr("scorer.engine.PIECE_ROWS", 16)
-    lineage = Lineage(small(), SCHEMA)
+    schema = SINGLE if single else SCHEMA
+    lineage = Lineage(small(), schema)
     parts = [published(lineage, rows=300) for _ in range(60)]
-    engine = load_engine(Blueprint(small(), SCHEMA), clock, parts[:1])
-    bags = some_bags(20)
+    blueprint = Blueprint(small(), schema, "fp32")
+    engine = load_engine(blueprint, clock, parts[:1])
+    bags = single_ids(20) if single else some_bags(20)
     answers, stop = [], threading.Event()
 
     def ask():

@@ -6,7 +6,7 @@ import torch
 from schemas.models import RowModel, build
 from schemas.models.deepfm import DeepFM
 from schemas.models.native import multiplies_bf16
-from scorer.network import for_slates
+from scorer.network import SlateDeepFM, for_slates
 from tests.scorer.lineage import small
 
 F, B, K = 12, 50, 10
@@ -51,6 +51,20 @@ def test_a_slates_context_once_is_the_same_to_a_millionth(values):
     torch.testing.assert_close(found.sigmoid(), expected.sigmoid(), atol=1e-6, rtol=0)
 
 
+def test_numbers_multiply_the_rows_of_a_slate_too():
+    """With values, the context's among them, the split network gives what the model gives."""
+    rows = slate(1 + K)
+    values = torch.rand(B, F, generator=torch.Generator().manual_seed(5)) + 0.5
+    values[:, CONTEXT] = values[:1, CONTEXT]
+    with torch.inference_mode():
+        expected = made(statistics=False)(rows, values)
+        net = for_slates(made(statistics=False), CONTEXT, "fp32")
+        found = net(rows, values)
+    assert isinstance(net, SlateDeepFM)
+    torch.testing.assert_close(found.sigmoid(), expected.sigmoid(), atol=1e-6, rtol=0)
+
+
+
 @pytest.mark.skipif(not multiplies_bf16(torch.device("cpu")), reason="this machine computes bf16 by other instructions")
 @pytest.mark.parametrize("fused", [False, True])
 def test_bf16_products_move_a_probability_by_less_than_two_thousandths(fused, monkeypatch):
@@ -61,11 +75,15 @@ def test_bf16_products_move_a_probability_by_less_than_two_thousandths(fused, mo
     with torch.inference_mode():
         expected = made()(rows, None)
         found = for_slates(made(), CONTEXT, "auto")(rows, None)
-        narrow = for_slates(build(small(factors=3), F).eval(), CONTEXT, "auto")
+        rows_of_3 = slate(4)
+        narrow, narrow_expected = (
+            for_slates(build(small(factors=3), F).eval().requires_grad_(False), CONTEXT, precision)(rows_of_3, None)
+            for precision in ("auto", "fp32")
+        )
         wide = made()
         assert isinstance(wide, DeepFM)
         by_hand = in_bf16(wide, rows)
     torch.testing.assert_close(found.sigmoid(), by_hand.sigmoid(), atol=1e-3, rtol=0)
     error = (found.sigmoid() - expected.sigmoid()).abs().max()
     assert 0 < error < 2e-3
-    assert all(parameter.dtype == torch.float32 for parameter in narrow.parameters())
+    assert torch.equal(narrow, narrow_expected)
