@@ -17,7 +17,7 @@ from typing import Any
 from ops.broker.java import find_java, find_libs
 from ops.cluster import admin
 from ops.ports import holder, is_taken
-from ops.settings import Loaded, broker_is_ours
+from ops.settings import Loaded, broker_is_ours, of_scorer
 from ops.table_load import SHARE_ADVISED, SHARE_TOO_LARGE, Load, load_of
 from ops.topics import PARTITIONS, Mismatch, describe, mismatches, topics_of, updates_retention_s
 from schemas.config import SECRETS, Settings, keys, value_of
@@ -73,7 +73,7 @@ def examine(loaded: Loaded, environ: Mapping[str, str]) -> Report:
     settings, ours = loaded.settings, broker_is_ours(loaded, environ)
     findings = [
         *_software(ours), *_schema(settings), *_memory(settings), *_store(settings), *_scorer_port(settings),
-        *_scorer_access(settings), *_kafka(settings, ours),
+        *_scorer_access(settings), *_scorer_models(settings), *_kafka(settings, ours),
     ]
     return Report(listing(loaded), findings)
 
@@ -201,6 +201,20 @@ def _scorer_access(settings: Settings) -> Iterator[Finding]:
         asked.insert(0, "TLS" if tls.client_ca is None else "TLS, with the client's certificate")
     if asked:
         yield Finding("scorer access", ", ".join(asked))
+
+
+def _scorer_models(settings: Settings) -> Iterator[Finding]:
+    """Those that score.also names, and whether the tables of all fit; nothing where there is one."""
+    if not settings.score.also:
+        return
+    try:
+        models = of_scorer(settings)
+        scorer_memory.check_scorer(models, room())
+    except FreshetError as wrong:
+        yield Finding("scorer's models", f"score.also={settings.score.also}", str(wrong))
+        return
+    size = sum(scorer_memory.wanted(one, settings.score).bytes for one in models)
+    yield Finding("scorer's models", f"{', '.join(one.model.name for one in models)}: at most {gib(size)} together")
 
 
 def _scorer_port(settings: Settings) -> Iterator[Finding]:

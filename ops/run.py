@@ -200,7 +200,7 @@ def _tell_steps(settings: Settings, ours: bool, crew: Crew) -> None:
     with ScorerClient(address, access_of(settings.score)) as client:
         while not crew.ending:
             try:
-                client.wait_ready(1.0)
+                client.wait_ready(1.0, settings.model.name)
                 tell(f"the first version serves on {address}")
                 scored = client.score({}, [{"id": "first"}])
             except ScorerUnavailable:

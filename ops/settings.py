@@ -83,6 +83,28 @@ def load(config: Path | None, flags: Sequence[str], environ: Mapping[str, str], 
     return Loaded(settings, origins, overrides, file if file.is_file() else None)
 
 
+def of_scorer(settings: Settings) -> tuple[Settings, ...]:
+    """Of each model that the scorer of these settings serves, its own first.
+
+    The files of score.also count as they stand: environment and flags are the first model's. Only `var` is the first's where a
+    file names none. Raises ConfigError.
+    """
+    found = [settings]
+    for name in (name.strip() for name in settings.score.also.split(",") if name.strip()):
+        file = Path(name)
+        if not file.is_file():
+            raise ConfigError(f"score.also: {file} does not exist; name another model's freshet.toml, commas between several")
+        other, _ = build(Source("the first model's var", {"var": settings.var}), _from_file(file))
+        for known in found:
+            if known.model.name == other.model.name:
+                raise ConfigError(
+                    f"score.also: {file} has model.name={other.model.name}, which this scorer serves already; a request "
+                    "chooses its model by name, so give each its own"
+                )
+        found.append(other)
+    return tuple(found)
+
+
 def broker_is_ours(loaded: Loaded, environ: Mapping[str, str]) -> bool:
     """Whether `freshet run` starts a broker: the address is a port of this machine, and FRESHET_KAFKA did not give it.
 

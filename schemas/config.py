@@ -341,6 +341,7 @@ class ScoreConfig:
     metrics_port: int = -1             # HTTP: /metrics, /healthz; 0 = any free port, -1 = score.port + 2
     operator_tokens_file: str = ""     # as tokens_file, for the operators' ports; a token is good for one of the two
     operator_tokens: str = field(default="", repr=False)  # the same from FRESHET_SCORE_OPERATOR_TOKENS
+    also: str = ""                     # other models that this scorer serves: their freshet.toml files, commas between them
     caller_ca_file: str = ""           # freshet's own callers (score, simulate, run, demo) believe a scorer whose certificate
                                        # these authorities signed (PEM); none = those that gRPC brings
     caller_certificate_file: str = ""  # PEM of the certificate that they show, where the scorer asks for one

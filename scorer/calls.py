@@ -19,6 +19,12 @@ from schemas.proto import events_pb2, scoring_pb2
 
 SERVICE = scoring_pb2.DESCRIPTOR.services_by_name["Scorer"].full_name  # freshet.scoring.v1.Scorer
 
+
+def health_name(model: str) -> str:
+    """What health calls it; "" = whether any model is served."""
+    return f"{SERVICE}/{model}" if model else SERVICE
+
+
 _THE_CLIENTS = (
     grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNIMPLEMENTED,
     grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED,

@@ -11,8 +11,9 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from schemas.errors import RequestError
 from schemas.proto import scoring_pb2
-from schemas.proto.scoring_pb2_grpc import ScorerStub
+from schemas.proto.scoring_pb2_grpc import OperatorStub, ScorerStub
 from scorer.access import PLAIN, Access
 from scorer.calls import (
     CHANNEL_OPTIONS,
@@ -29,13 +30,14 @@ from scorer.calls import (
     column,
     explain_request_of,
     explained,
+    health_name,
     request_of,
     scored,
 )
 
 __all__ = [
-    "SERVICE", "Access", "AsyncScorerClient", "Explained", "ItemExplained", "ItemScore", "Objective", "Scored", "ScorerClient",
-    "ScorerUnavailable", "column",
+    "SERVICE", "Access", "AsyncScorerClient", "Explained", "ItemExplained", "ItemScore", "Objective", "OperatorClient",
+    "Scored", "ScorerClient", "ScorerUnavailable", "column",
 ]
 
 POLL_S = 0.02  # between two looks whether a scorer is ready
@@ -118,10 +120,11 @@ class ScorerClient:
                 return answer
         raise course.error(self.target) from failed
 
-    def wait_ready(self, timeout_s: float) -> None:
-        """Return once a scorer has a version to answer from. Raises ScorerUnavailable after timeout_s."""
+    def wait_ready(self, timeout_s: float, model: str = "") -> None:
+        """Return once a scorer has a version of that model to answer from; "" = of any. Raises ScorerUnavailable after
+        timeout_s."""
         stubs = [health_pb2_grpc.HealthStub(channel) for channel in self._channels]
-        request = health_pb2.HealthCheckRequest(service=SERVICE)
+        request = health_pb2.HealthCheckRequest(service=health_name(model))
         end, last, alone = time.monotonic() + timeout_s, "no answer", len(stubs) == 1
         while (left := end - time.monotonic()) > 0:
             for stub in stubs:
@@ -140,6 +143,33 @@ class ScorerClient:
         """End the connections."""
         for channel in self._channels:
             channel.close()
+
+
+class OperatorClient:
+    """A scorer's port for operators. May be shared by threads; `close` ends it."""
+
+    def __init__(self, target: str, access: Access = PLAIN) -> None:
+        """target: host:port. Raises ConfigError."""
+        self.target = target
+        self._channel = _channel(grpc, target, access)
+        self._stub = OperatorStub(self._channel)  # type: ignore[no-untyped-call]
+        self._metadata = access.metadata
+
+    def status(self, model: str = "", timeout_s: float = 1.0) -> scoring_pb2.StatusResponse:
+        """What the scorer says of a model, "" = its first. Raises ScorerUnavailable, RequestError where it refuses."""
+        try:
+            answer: scoring_pb2.StatusResponse = self._stub.Status(
+                scoring_pb2.StatusRequest(model=model), timeout=timeout_s, metadata=self._metadata
+            )
+        except grpc.RpcError as failed:
+            if failed.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+                raise ScorerUnavailable(f"nothing answers on {self.target} (score.operator_port)") from failed
+            raise RequestError(f"{self.target} (score.operator_port): {failed.details()}") from failed
+        return answer
+
+    def close(self) -> None:
+        """End the connection."""
+        self._channel.close()
 
 
 class AsyncScorerClient:
@@ -208,10 +238,10 @@ class AsyncScorerClient:
                 return answer
         raise course.error(self.target) from failed
 
-    async def wait_ready(self, timeout_s: float) -> None:
+    async def wait_ready(self, timeout_s: float, model: str = "") -> None:
         """As ScorerClient.wait_ready."""
         stubs = [health_pb2_grpc.HealthStub(channel) for channel in self._channels]
-        request = health_pb2.HealthCheckRequest(service=SERVICE)
+        request = health_pb2.HealthCheckRequest(service=health_name(model))
         end, last, alone = time.monotonic() + timeout_s, "no answer", len(stubs) == 1
         while (left := end - time.monotonic()) > 0:
             for stub in stubs:

@@ -50,10 +50,22 @@ class Seen:
         """Whether a request is answered."""
         return bool(self.workers)
 
+    def as_message(self) -> dict[str, Any]:
+        """For another process of ours."""
+        version = None if self.version is None else feed.as_message(self.version)
+        return {"version": version, "workers": self.workers, "counts": dict(self.counts)}
+
+    @classmethod
+    def of_message(cls, message: Mapping[str, Any]) -> Seen:
+        """The same, back."""
+        version = None if message["version"] is None else feed.as_version(message["version"])
+        return cls(version, tuple((pid, number) for pid, number in message["workers"]), message["counts"])
+
 
 @dataclass(eq=False)
 class _Worker:
-    """One connection. took: number of the last packet that it has taken; totals: what it counted, as it said last."""
+    """One connection. took: number of the last packet that it has taken; totals: what it counted, as it said last. watches: it
+    is no worker, and is told what is seen."""
 
     connection: socket.socket
     pid: int | None = None
@@ -61,6 +73,7 @@ class _Worker:
     totals: dict[str, float] = field(default_factory=dict)
     port: int | None = None
     number: int | None = None  # of the version that it answers from
+    watches: bool = False
 
 
 @dataclass(eq=False)
@@ -113,6 +126,8 @@ class Distributor:
         if now >= self._seen_at:
             self._seen_at = now + SEEN_EVERY_S
             self.seen = self._see()
+            for watcher in [one for one in self._workers.values() if one.watches]:
+                self._say(watcher, {"kind": "seen", **self.seen.as_message()})
         self._hear(max(0.0, self._look_at - time.monotonic()))
 
     def families(self) -> Iterator[Metric]:
@@ -228,6 +243,8 @@ class Distributor:
             self._freshness.served(feed.as_version(said), said["served_us"])
         elif kind == "totals":
             worker.totals, worker.port = said["totals"], said["port"]
+        elif kind == "watch":
+            worker.watches = True
         elif kind == "hello":
             worker.pid, worker.took = said["pid"], self._packets
             if self._newest is None:

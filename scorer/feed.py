@@ -1,7 +1,9 @@
 """What follower and workers say to each other: small messages on a local socket, and files in memory beside them.
 
-    worker → follower   hello · took (a version) · served (a version, the first time) · totals
-    follower → worker   nothing (no version yet) · same (yours is the newest) · table, version (each with a file, segment.py)
+    worker → follower     hello · took (a version) · served (a version, the first time) · totals
+    follower → worker     nothing (no version yet) · same (yours is the newest) · table, version (each with a file, segment.py)
+    operators → follower  watch
+    follower → operators  seen (every SEEN_EVERY_S, distributor.py)
 
 A packet is a message (SOCK_SEQPACKET), so none is ever half there. The socket has no name in any directory, and both sides
 see to it that the other one is of this user.

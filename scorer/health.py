@@ -34,41 +34,39 @@ class _Watcher:
 
 
 class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
-    """One status for all names, NOT_SERVING at first. No lock is held while something is sent."""
+    """A status for each name, NOT_SERVING at first. No lock is held while something is sent."""
 
     def __init__(self, names: tuple[str, ...], most: int) -> None:
         """names: of services, "" for the whole server. most: streams that may watch at once."""
-        self._names = names
+        self._status = dict.fromkeys(names, NOT_SERVING)
         self._most = most
-        self._status = NOT_SERVING
         self._ended = False
         self._watchers: dict[Any, _Watcher] = {}
         self._lock = threading.Lock()
 
-    def set(self, status: int) -> None:
-        """From now on, until `end`."""
-        if not self._ended and status != self._status:
-            self._status = status
+    def set(self, status: int, *names: str) -> None:
+        """Of these names from now on, until `end`."""
+        if not self._ended and any(self._status[name] != status for name in names):
+            self._status.update(dict.fromkeys(names, status))
             self._tell()
 
     def end(self) -> None:
-        """NOT_SERVING for good."""
+        """NOT_SERVING for good, all of them."""
         self._ended = True
-        self._status = NOT_SERVING
+        self._status = dict.fromkeys(self._status, NOT_SERVING)
         self._tell()
 
     def Check(self, request: Any, context: grpc.ServicerContext) -> Any:
         """NOT_FOUND for a name that is not there, as the standard says."""
-        if request.service not in self._names:
+        status = self._status.get(request.service)
+        if status is None:
             context.abort(grpc.StatusCode.NOT_FOUND, f"no service {request.service[:100]!r} here")
-        return health_pb2.HealthCheckResponse(status=self._status)
+        return health_pb2.HealthCheckResponse(status=status)
 
     def Watch(self, request: Any, context: grpc.ServicerContext, send_response_callback: Send | None = None) -> None:
         """The status now, and whenever it changes; takes no thread."""
         assert send_response_callback is not None  # gRPC's, since it may return at once
-        watcher = _Watcher(
-            (lambda: self._status) if request.service in self._names else (lambda: _UNKNOWN), send_response_callback
-        )
+        watcher = _Watcher(lambda: self._status.get(request.service, _UNKNOWN), send_response_callback)
         with self._lock:
             full = len(self._watchers) >= self._most
             if not full:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
+
+from scorer.version import Version
 
 PREFIX = "freshet_scorer_"
 _SUMMED = ("_total", "_bucket", "_sum", "_count")  # ends of the names of samples that add up over processes
@@ -47,6 +49,13 @@ class Metrics:
         self.workers = Gauge("freshet_scorer_workers", "Processes that answer", registry=own)
         self.poll_errors = Counter("freshet_scorer_poll_errors", "Looks at the store that failed", registry=own)
 
+    def show(self, version: Version | None, workers: int) -> None:
+        """Set the gauges."""
+        self.workers.set(workers)
+        if version is not None:
+            self.version.set(version.number)
+            self.version_created.set(version.created_us / 1e6)
+
     def counts(self) -> dict[str, float]:
         """All that adds up over processes: "requests status=OK" → 7, "apply_duration_seconds_bucket le=0.01" → 3, …"""
         found = {}
@@ -74,6 +83,17 @@ class Metrics:
                 if name in names:
                     found.add_sample(names[name], dict(label.split("=", 1) for label in labels), value)
             yield found
+
+
+def by_model(families: Mapping[str, Iterable[Metric]]) -> Iterator[Metric]:
+    """Those of several models as one page may have them: each family once, its samples labelled with their model."""
+    found: dict[str, Metric] = {}
+    for model, ones in families.items():
+        for family in ones:
+            whole = found.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+            for sample in family.samples:
+                whole.add_sample(sample.name, {"model": model, **sample.labels}, sample.value)
+    yield from found.values()
 
 
 def totals_of(counts: Mapping[str, float]) -> dict[str, int]:

@@ -10,7 +10,7 @@ import grpc
 
 from schemas.errors import ConfigError
 from scorer.door import Door
-from scorer.tls import Tls
+from scorer.tls import Certificates, Tls
 from scorer.tokens import Role, Tokens
 
 MESSAGE_BYTES = 8 << 20  # 1,000 items with 100 features each are about 6 MiB; grpc's own limit is 4 MiB
@@ -42,16 +42,35 @@ def server(
     return grpc.server(pool, interceptors=doors, options=options(shared), maximum_concurrent_rpcs=in_flight)
 
 
-def bind(to: grpc.Server, setting: str, host: str, port: int, tls: Tls | None) -> int:
-    """The port that it listens on from now on. Raises ConfigError naming the setting."""
+def bind(to: grpc.Server, setting: str, host: str, port: int, certificates: Certificates | None) -> int:
+    """The port that it listens on from now on; a connection is shown the certificate of its moment. Raises ConfigError naming
+    the setting."""
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
-        if tls is None:
+        if certificates is None:
             found: int = to.add_insecure_port(address)
         else:
-            found = to.add_secure_port(address, grpc.ssl_server_credentials(
-                [(tls.key, tls.certificate)], tls.client_ca, require_client_auth=tls.client_ca is not None
-            ))
+            found = to.add_secure_port(address, _credentials(certificates))
     except RuntimeError as taken:
         raise ConfigError(f"{setting}={port}: cannot listen on {address}: {taken}") from taken
     return found
+
+
+def _credentials(certificates: Certificates) -> grpc.ServerCredentials:
+    given = certificates.now()
+
+    def another() -> grpc.ServerCertificateConfiguration | None:
+        """Asked for each new connection. None = as before."""
+        nonlocal given
+        if (now := certificates.now()) is given:
+            return None
+        given = now
+        return _configuration(now)
+
+    return grpc.dynamic_ssl_server_credentials(
+        _configuration(given), another, require_client_authentication=given.client_ca is not None
+    )
+
+
+def _configuration(tls: Tls) -> grpc.ServerCertificateConfiguration:
+    return grpc.ssl_server_certificate_configuration([(tls.key, tls.certificate)], tls.client_ca)

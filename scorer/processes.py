@@ -8,13 +8,18 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from schemas.config import Settings
 from schemas.errors import ConfigError, FreshetError, SchemaError
+from scorer.tls import Certificates
 
 SWITCH_S = 2e-4  # a request waits so long for the interpreter while a version is taken over, not Python's 5 ms
+# The follower gives way: what it does for a version takes 10 to 25 ms of a core, and a request that is due meanwhile would wait
+# for its turn behind it. A tenth of a core is left to it where workers and others want all.
+FOLLOWER_NICE = 10
 WRONG_USE = 2    # the exit code of a wrong setting, which trying does not mend
 
 
@@ -56,31 +61,54 @@ def begin(name: str, run: Callable[[], None], life: tuple[int, int]) -> None:
         sys.exit(WRONG_USE if isinstance(wrong, ConfigError | SchemaError) else 1)
 
 
-def follow(settings: Settings, listener: socket.socket, asked: threading.Event) -> None:
-    """Read the store and hand versions to the workers that connect to `listener`, until asked to end. Raises DoesNotFit."""
+def follow(
+    models: Mapping[str, Settings], own: str, listener: socket.socket, asked: threading.Event, certificates: Certificates | None
+) -> None:
+    """Read one model's store and hand versions to the workers that connect to `listener`, until asked to end; the first model's
+    has the operators' ports.
+
+    models: name of each follower's socket → settings. own: which of them this is. Raises DoesNotFit.
+    """
     from scorer.distributor import Distributor
     from scorer.memory import check_scorer
-    from scorer.operators import Operators
+    from scorer.operators import Model, Operators
+    from scorer.watched import Watched
 
-    check_scorer(settings)
-    distributor = Distributor(settings, listener, now_us)
-    operators = Operators(settings, distributor, now_us)
-    while not asked.is_set():
-        distributor.turn()
-    operators.close()
-    distributor.close()
+    _give_way()
+    check_scorer(list(models.values()))
+    distributor = Distributor(models[own], listener, now_us)
+    with ExitStack() as opened:
+        opened.callback(distributor.close)
+        if own == next(iter(models)):
+            seen: dict[str, Model] = {models[own].model.name: distributor}
+            for feed, settings in models.items():
+                if feed != own:
+                    seen[settings.model.name] = other = Watched(feed)
+                    other.start()
+                    opened.callback(other.close)
+            opened.callback(Operators(models[own].score, seen, now_us, certificates).close)
+        while not asked.is_set():
+            distributor.turn()
 
 
-def work(settings: Settings, feed: str, port: int, asked: threading.Event) -> None:
-    """Answer on that port until asked to end; then let requests in flight end and return."""
+def work(
+    models: Mapping[str, Settings], port: int, asked: threading.Event, certificates: Certificates | None
+) -> None:
+    """Answer for all models on that port until asked to end; then let requests in flight end and return."""
     from scorer.worker import NOTICE_S, WAKE_S, WorkerServer
 
     sys.setswitchinterval(SWITCH_S)
-    server = WorkerServer(settings, feed, now_us)
+    server = WorkerServer(models, now_us, certificates)
     server.start(port, asked)
     while not asked.wait(WAKE_S):
         pass
     server.stop(notice_s=NOTICE_S)
+
+
+def _give_way() -> None:
+    os.nice(FOLLOWER_NICE)
+    with suppress(OSError):  # where each session has a share of its own (sched_autogroup), nice counts within one alone
+        Path("/proc/self/autogroup").write_text(str(FOLLOWER_NICE))
 
 
 def _end_with_the_parent(reading: int) -> None:

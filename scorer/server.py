@@ -1,4 +1,5 @@
-"""`freshet scorer`: one follower, several workers, and this process above them, which holds their port and starts them again.
+"""`freshet scorer`: a follower for each model, workers that answer for all, and this process above them, which holds their port
+and starts them again.
 
 The port is bound here, without listening, for as long as the scorer runs. Workers share it (SO_REUSEPORT), so the kernel
 spreads connections over them; a second scorer is refused, which SO_REUSEPORT alone would let in.
@@ -15,16 +16,19 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.context import ForkProcess
 
 import structlog
 
+from schemas import fields
 from schemas.config import ScoreConfig, Settings
 from schemas.errors import ConfigError, FreshetError
 from scorer import processes
 from scorer.signals import asked_to_end
-from scorer.tls import read_tls
+from scorer.tls import Certificates, certificates
 from scorer.tokens import read_tokens
 
 # A signal may be taken by any thread, and does not wake the main one where it waits for a lock: 3 of 60 scorers under load
@@ -63,9 +67,10 @@ def reserved(score: ScoreConfig) -> socket.socket:
     return held[0]
 
 
-def check(score: ScoreConfig) -> None:
-    """Raise ConfigError, before anything is started, for certificates, tokens and operators' ports that cannot serve."""
-    read_tls(score)
+def check(score: ScoreConfig) -> Certificates | None:
+    """What the ports will show, None = plain text. Raises ConfigError, before anything is started, for certificates, tokens and
+    operators' ports that cannot serve."""
+    found = certificates(score)
     read_tokens(score)
     for setting, step in (("operator_port", 1), ("metrics_port", 2)):
         port = score.beside(getattr(score, setting), step)
@@ -79,6 +84,15 @@ def check(score: ScoreConfig) -> None:
                 f"score.{setting}={getattr(score, setting)}: cannot listen on {score.operator_host}:{port}. Another process "
                 "has that port, or score.operator_host is not of this machine: end that process, or set another port (0 = any)."
             ) from taken
+    return found
+
+
+def _check_memory(models: Sequence[Settings]) -> None:
+    """Raises DoesNotFit. A follower that finds so by itself is only tried again where there are several."""
+    from schemas.memory import room
+    from scorer.memory import check_scorer
+
+    check_scorer(models, room())
 
 
 def workers_of(score: ScoreConfig) -> int:
@@ -88,11 +102,13 @@ def workers_of(score: ScoreConfig) -> int:
 
 @dataclass
 class _Child:
-    """One process that is kept running. run: what it does; when that returns, it has ended. life: see processes.begin."""
+    """One process that is kept running. run: what it does; when that returns, it has ended. life: see processes.begin.
+    alone: the others are of no use without it, so they end where it cannot be kept."""
 
     name: str
     run: Callable[[], None]
     life: tuple[int, int]
+    alone: bool = True
     process: ForkProcess | None = None
     began: float = 0.0
     failures: int = 0
@@ -110,12 +126,12 @@ class _Child:
         if code is None:
             return
         self._let_go()
-        if code == processes.WRONG_USE:
+        if code == processes.WRONG_USE and self.alone:
             raise ConfigError(f"{self.name} ended with a wrong setting, named above")
         self.failures = self.failures + 1 if now - self.began < HEALTHY_S else 0
-        if self.failures >= GIVE_UP_AFTER:
+        if self.failures >= GIVE_UP_AFTER and self.alone:
             raise FreshetError(f"{self.name} ended {GIVE_UP_AFTER} times in a row within {HEALTHY_S:.0f} s; see above why")
-        pause_s = min(MOST_PAUSE_S, FIRST_PAUSE_S * 2.0**self.failures)
+        pause_s = min(MOST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** min(self.failures, GIVE_UP_AFTER))
         self.start_at = now + pause_s
         ended = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         _log.warning("scorer.restart", process=self.name, ended=ended, ran_s=round(now - self.began, 1), pause_s=pause_s)
@@ -142,40 +158,60 @@ class _Child:
         self.process = None
 
 
-def run(settings: Settings) -> None:
-    """Keep follower and workers running until SIGTERM or SIGINT; then workers answer what has begun, and all end."""
+def run(models: Sequence[Settings]) -> None:
+    """Keep followers and workers running until SIGTERM or SIGINT; then workers answer what has begun, and all end.
+
+    models: settings of each, with names of their own; ports, tokens and processes are as the first's say.
+    """
     asked = asked_to_end()
     from scorer import feed
 
-    check(settings.score)
-    with reserved(settings.score) as port, feed.listening() as listener:
-        number_of_port, name = int(port.getsockname()[1]), feed.name_of(listener)
-        count = workers_of(settings.score)
+    score = models[0].score
+    papers = check(score)
+    for settings in models:
+        fields.load(settings.model.schema)
+    with reserved(score) as port, ExitStack() as listening:
+        number_of_port, count = int(port.getsockname()[1]), workers_of(score)
+        listeners = [listening.enter_context(feed.listening()) for _ in models]
+        by_feed = {feed.name_of(listener): settings for listener, settings in zip(listeners, models, strict=True)}
         _log.info(
-            "scorer.starting", host=settings.score.host, port=number_of_port, workers=count, store=str(settings.store_dir)
+            "scorer.starting", host=score.host, port=number_of_port, workers=count,
+            stores=[str(settings.store_dir) for settings in models],
         )
         processes.import_all()
+        if len(models) > 1:
+            _check_memory(models)
         life = os.pipe()
 
-        def follow() -> None:
-            port.close()
-            processes.follow(settings, listener, asked)
+        def follow(own: str, listener: socket.socket) -> None:
+            for other in (port, *listeners):
+                if other is not listener:
+                    other.close()
+            processes.follow(by_feed, own, listener, asked, papers)
 
         def work() -> None:
-            port.close()
-            listener.close()
-            processes.work(settings, name, number_of_port, asked)
+            for other in (port, *listeners):
+                other.close()
+            processes.work(by_feed, number_of_port, asked, papers)
 
-        follower = _Child("follower", follow, life)
+        followers = [
+            _Child(
+                "follower" if len(models) == 1 else f"{settings.model.name} follower", partial(follow, own, listener), life,
+                alone=len(models) == 1,
+            )
+            for (own, settings), listener in zip(by_feed.items(), listeners, strict=True)
+        ]
         workers = [_Child(f"worker {place}", work, life) for place in range(count)]
         try:
             while not asked.wait(WAKE_S):
-                for child in (follower, *workers):
+                if papers is not None:
+                    papers.watch()  # here too: a process that starts again begins with the newest that can serve
+                for child in (*followers, *workers):
                     child.keep(time.monotonic())
         finally:
             _log.info("scorer.stopping")
             _end(workers)
-            _end([follower])  # last: it writes down what they counted
+            _end(followers)  # last: they write down what was counted
             _log.info("scorer.ended")
 
 

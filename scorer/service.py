@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Never, TypeVar
 
 import grpc
@@ -32,16 +32,37 @@ MOST_EXPLAINED = 10  # items: each takes a pass for each pair of fields, 25 ms o
 _log = structlog.get_logger("scorer")
 
 
-class NotFound(FreshetError):
-    """A model that this scorer does not serve."""
-
-
 class NotReady(FreshetError):
     """No version is loaded yet. Trying again helps."""
 
 
+class ByName(ScorerServicer):
+    """Several models: each request to the service of the one that it names."""
+
+    def __init__(self, services: Mapping[str, ScoringService]) -> None:
+        """services: by the models' names; who names none gets the first."""
+        self._first = next(iter(services.values()))
+        self._services = {**services, "": self._first}
+        self._names = ", ".join(repr(name) for name in services)
+
+    def Score(self, request: scoring_pb2.ScoreRequest, context: grpc.ServicerContext) -> scoring_pb2.ScoreResponse:
+        """As ScoringService's."""
+        return self._of(request.model, context).Score(request, context)
+
+    def Explain(self, request: scoring_pb2.ExplainRequest, context: grpc.ServicerContext) -> scoring_pb2.ExplainResponse:
+        """As ScoringService's."""
+        return self._of(request.slate.model, context).Explain(request, context)
+
+    def _of(self, model: str, context: grpc.ServicerContext) -> ScoringService:
+        found = self._services.get(model)
+        if found is None:
+            text = f"model {model[:100]!r} is not served here; this scorer has {self._names}"
+            self._first.refuse(context, grpc.StatusCode.NOT_FOUND, text)
+        return found
+
+
 class ScoringService(ScorerServicer):
-    """Answers `Score` with whichever engine is current when a request comes."""
+    """One model: answers `Score` with whichever engine is current when a request comes, whatever name it has."""
 
     def __init__(
         self,
@@ -53,7 +74,7 @@ class ScoringService(ScorerServicer):
         metrics: Metrics,
         now_us: Callable[[], int],
     ) -> None:
-        """model: the name clients may ask for. engine: the one that answers now. served: told whose answer it was."""
+        """model: its name. engine: the one that answers now. served: told whose answer it was."""
         self._model = model
         self._schema = schema
         self._digest = schema.digest
@@ -88,23 +109,19 @@ class ScoringService(ScorerServicer):
     def _or_refuse(self, request: scoring_pb2.ScoreRequest, context: grpc.ServicerContext, made: Callable[[], T]) -> T:
         """What was made, or the call ends in a status that says why not."""
         if not context.is_active():  # its deadline passed while it waited for a thread, or its client went away
-            self._refuse(context, grpc.StatusCode.DEADLINE_EXCEEDED, "the request's time was over before its turn came")
+            self.refuse(context, grpc.StatusCode.DEADLINE_EXCEEDED, "the request's time was over before its turn came")
         try:
             return made()
         except (RequestError, BadEvent) as wrong:
-            self._refuse(context, grpc.StatusCode.INVALID_ARGUMENT, str(wrong))
-        except NotFound as unknown:
-            self._refuse(context, grpc.StatusCode.NOT_FOUND, str(unknown))
+            self.refuse(context, grpc.StatusCode.INVALID_ARGUMENT, str(wrong))
         except NotReady as early:
-            self._refuse(context, grpc.StatusCode.UNAVAILABLE, str(early))
+            self.refuse(context, grpc.StatusCode.UNAVAILABLE, str(early))
         except Exception:  # noqa: BLE001  (its text must not reach a client)
             _log.exception("score.defect", request_id=request.request_id[:100], items=len(request.item_id))
-            self._refuse(context, grpc.StatusCode.INTERNAL, "An error of the scorer's own; its log has the details.")
+            self.refuse(context, grpc.StatusCode.INTERNAL, "An error of the scorer's own; its log has the details.")
 
     def _read(self, request: scoring_pb2.ScoreRequest) -> tuple[Engine, list[str], Bags, list[str]]:
         """Who answers now; the items, a row for each, and warnings. Raises what has a status."""
-        if request.model not in ("", self._model):
-            raise NotFound(f"model {request.model[:100]!r} is not served here; this scorer has {self._model!r}")
         engine = self._engine()
         if engine is None:
             raise NotReady(f"no version of {self._model!r} is loaded yet; try again when health says SERVING")
@@ -190,7 +207,8 @@ class ScoringService(ScorerServicer):
             raise RequestError(f"fields {text}. Leave them out (score.strict refuses what it does not know).")
         return [f"ignored fields {text}"]
 
-    def _refuse(self, context: grpc.ServicerContext, code: grpc.StatusCode, text: str) -> Never:
+    def refuse(self, context: grpc.ServicerContext, code: grpc.StatusCode, text: str) -> Never:
+        """End the call with this status, counted. Raises."""
         self._metrics.requests.labels(code.name).inc()
         context.abort(code, text)
         raise AssertionError("abort raises")

@@ -64,19 +64,20 @@ class Tokens:
 
 
 def read_tokens(score: ScoreConfig) -> Tokens:
-    """Those of score.tokens, score.operator_tokens and their files. Raises ConfigError, which names no token."""
+    """Those of score.tokens, score.operator_tokens and their files. Raises ConfigError."""
     return Tokens(
-        _listed("score.tokens", score.tokens, score.tokens_file),
-        _listed("score.operator_tokens", score.operator_tokens, score.operator_tokens_file),
+        listed("score.tokens", score.tokens, score.tokens_file),
+        listed("score.operator_tokens", score.operator_tokens, score.operator_tokens_file),
     )
 
 
 def read_token(score: ScoreConfig) -> str | None:
     """The one that our own callers send. Raises ConfigError."""
-    return next(iter(_listed("score.caller_token", score.caller_token, score.caller_token_file)), None)
+    return next(iter(listed("score.caller_token", score.caller_token, score.caller_token_file)), None)
 
 
-def _listed(setting: str, given: str, file: str) -> list[str]:
+def listed(setting: str, given: str, file: str) -> list[str]:
+    """Tokens of a setting, or of the file that stands in its place. Raises ConfigError, which names no token."""
     if not file:
         return [_checked(setting, token) for token in given.split()]
     try:

@@ -1,10 +1,10 @@
-"""A worker: gRPC, health, reflection. It answers from the table that the follower keeps it up to date with."""
+"""A worker: gRPC, health, reflection. It answers from the tables that followers keep it up to date with, one for each model."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -18,17 +18,18 @@ from schemas.config import Settings
 from schemas.errors import ConfigError
 from schemas.proto.scoring_pb2_grpc import add_ScorerServicer_to_server
 from scorer import ports
-from scorer.client import SERVICE
+from scorer.calls import SERVICE, health_name
 from scorer.engine import Blueprint
 from scorer.health import SERVING, Health
 from scorer.intake import Intake
 from scorer.metrics import Metrics
 from scorer.patience import Patience
-from scorer.service import ScoringService
-from scorer.tls import read_tls
+from scorer.service import ByName, ScoringService
+from scorer.tls import Certificates
 from scorer.tokens import read_tokens
 
 WAKE_S = 0.1           # see scorer/server.py
+ALONE_S = 2.0          # so long a model whose follower says nothing keeps the others waiting
 GRACE_S = 5.0          # requests in flight get this long to end after SIGTERM
 # Answering goes on this long after SIGTERM: balancers see NOT_SERVING, and requests on their way here arrive. Without it
 # grpc cancelled one in three times a request that it had received but not yet handed to Python.
@@ -43,20 +44,19 @@ _log = structlog.get_logger("scorer")
 class WorkerServer:
     """All of it in one object: `start`, `port`, `stop`."""
 
-    def __init__(self, settings: Settings, feed: str, now_us: Callable[[], int]) -> None:
-        """feed: name of the follower's socket (scorer/feed.py)."""
-        self._settings = settings
-        score, model = settings.score, settings.model
-        schema = fields.load(model.schema)
-        self.metrics = Metrics()
-        self.intake = Intake(
-            feed, Blueprint(model, schema, score.precision), self.metrics.counts, lambda: self.port, now_us, self._is_ready
-        )
-        service = ScoringService(
-            model.name, schema, score.strict, lambda: self.intake.engine, self.intake.served, self.metrics, now_us
-        )
-
-        self._tls = read_tls(score)
+    def __init__(
+        self, models: Mapping[str, Settings], now_us: Callable[[], int], certificates: Certificates | None
+    ) -> None:
+        """models: name of each one's follower's socket (scorer/feed.py) → its settings; the first's are those of the port.
+        certificates: None = plain text."""
+        served = {settings.model.name: _Served(feed, settings, lambda: self.port, now_us, self._is_ready)
+                  for feed, settings in models.items()}
+        self._score = score = next(iter(models.values())).score
+        self._served = tuple(served.values())
+        # What is counted before a model is known counts with the first.
+        self.metrics = self._served[0].metrics
+        service = ByName({name: one.service for name, one in served.items()})
+        self._certificates = certificates
         self._server = ports.server(
             ThreadPoolExecutor(score.threads, thread_name_prefix="score"),
             shared=True,  # with the other workers; scorer/server.py keeps other scorers away
@@ -67,7 +67,7 @@ class WorkerServer:
         registrar = self._patience.registrar(self._server)
         add_ScorerServicer_to_server(service, registrar)  # type: ignore[no-untyped-call]
         # Who watches stays, and counts as in flight: it must not take the place of `Score`.
-        self._health = Health(("", SERVICE), most=score.in_flight // 4)
+        self._health = Health(("", SERVICE, *map(health_name, served)), most=score.in_flight // 4)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, registrar)
         names = (SERVICE, HEALTH, reflection.SERVICE_NAME)
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(_Reflection(names, self._patience), registrar)
@@ -75,19 +75,23 @@ class WorkerServer:
         self._stopped = False
 
     def start(self, port: int, asked: threading.Event) -> None:
-        """Follow, then bind and answer: a worker without a table would take connections from those that have one.
+        """Follow, then bind and answer: a worker without a table would take connections from those that have one. Where one
+        model's follower says nothing, the others are not kept waiting for long.
 
         port: this or, 0, any. Raises ConfigError if it cannot be had. asked: to end, where the follower is not there yet.
         """
-        self.intake.start()
-        while not self.intake.heard.wait(WAKE_S):
-            if asked.is_set():
+        began = time.monotonic()
+        for one in self._served:
+            one.intake.start()
+        while not self._heard(time.monotonic() - began):
+            if asked.wait(WAKE_S):
                 return
-        score = self._settings.score
+        score = self._score
         try:
-            self.port = ports.bind(self._server, "score.port", score.host, port, self._tls)
+            self.port = ports.bind(self._server, "score.port", score.host, port, self._certificates)
         except ConfigError:
-            self.intake.close()
+            for one in self._served:
+                one.intake.close()
             raise
         self._patience.start()
         self._server.start()
@@ -105,13 +109,36 @@ class WorkerServer:
         time.sleep(notice_s)
         self._server.stop(grace_s).wait()
         self._patience.close()
-        self.intake.close()
+        for one in self._served:
+            one.intake.close()
         _log.info("scorer.stopped")
 
-    def _is_ready(self) -> None:
-        self._health.set(SERVING)
-        version = None if self.intake.engine is None else self.intake.engine.version
-        _log.info("scorer.serving", version=None if version is None else version.number)
+    def _heard(self, waited_s: float) -> bool:
+        heard = [one.intake.heard.is_set() for one in self._served]
+        return all(heard) or (any(heard) and waited_s > ALONE_S)
+
+    def _is_ready(self, model: str, intake: Intake) -> None:
+        self._health.set(SERVING, "", SERVICE, health_name(model))
+        version = None if intake.engine is None else intake.engine.version
+        _log.info("scorer.serving", model=model, version=None if version is None else version.number)
+
+
+class _Served:
+    """One model in a worker: its engine, its service, what was counted of it."""
+
+    def __init__(
+        self, feed: str, settings: Settings, port: Callable[[], int], now_us: Callable[[], int],
+        ready: Callable[[str, Intake], None],
+    ) -> None:
+        model, schema = settings.model, fields.load(settings.model.schema)
+        self.metrics = Metrics()
+        self.intake = intake = Intake(
+            feed, Blueprint(model, schema, settings.score.precision), self.metrics.counts, port, now_us,
+            lambda: ready(model.name, intake),
+        )
+        self.service = ScoringService(
+            model.name, schema, settings.score.strict, lambda: intake.engine, intake.served, self.metrics, now_us
+        )
 
 
 class _Reflection(reflection.ReflectionServicer):  # type: ignore[misc]

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from schemas.proto import events_pb2 as schemas_dot_proto_dot_events__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bschemas/proto/scoring.proto\x12\x12\x66reshet.scoring.v1\x1a\x1aschemas/proto/events.proto\"\xee\x02\n\x0cScoreRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12*\n\x07\x63ontext\x18\x03 \x03(\x0b\x32\x19.freshet.events.v1.Column\x12\x0f\n\x07item_id\x18\x04 \x03(\t\x12(\n\x05items\x18\x05 \x03(\x0b\x32\x19.freshet.events.v1.Column\x12\x33\n\rready_context\x18\x06 \x01(\x0b\x32\x1c.freshet.scoring.v1.ReadyIds\x12\x31\n\x0bready_items\x18\x07 \x01(\x0b\x32\x1c.freshet.scoring.v1.ReadyIds\x12\x0f\n\x07\x63ompact\x18\x08 \x01(\x08\x12\x30\n\tobjective\x18\t \x01(\x0e\x32\x1d.freshet.scoring.v1.Objective\x12\x0b\n\x03\x62id\x18\n \x03(\x01\x12\x0f\n\x07\x65xclude\x18\x0b \x03(\t\x12\x0b\n\x03top\x18\x0c \x01(\r\"6\n\x08ReadyIds\x12\r\n\x05\x66ield\x18\x01 \x03(\r\x12\x0b\n\x03ids\x18\x02 \x01(\x0c\x12\x0e\n\x06values\x18\x03 \x01(\x0c\"\xeb\x01\n\rScoreResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07lineage\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\x04\x12\x15\n\rversion_age_s\x18\x05 \x01(\x01\x12,\n\x05items\x18\x06 \x03(\x0b\x32\x1d.freshet.scoring.v1.ItemScore\x12\x10\n\x08warnings\x18\x07 \x03(\t\x12\x13\n\x0bprobability\x18\x08 \x03(\x02\x12\r\n\x05logit\x18\t \x03(\x02\x12\x0c\n\x04rank\x18\n \x03(\r\x12\x0c\n\x04item\x18\x0b \x03(\r\"\\\n\tItemScore\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\x13\n\x0bprobability\x18\x02 \x01(\x02\x12\r\n\x05logit\x18\x03 \x01(\x02\x12\x0c\n\x04rank\x18\x04 \x01(\r\x12\x0c\n\x04\x65\x63ho\x18\x05 \x01(\x0c\"R\n\x0e\x45xplainRequest\x12/\n\x05slate\x18\x01 \x01(\x0b\x32 .freshet.scoring.v1.ScoreRequest\x12\x0f\n\x07item_id\x18\x02 \x03(\t\"\xc0\x01\n\x0f\x45xplainResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07lineage\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\x04\x12\x15\n\rversion_age_s\x18\x05 \x01(\x01\x12\r\n\x05\x66ield\x18\x06 \x03(\t\x12\x30\n\x05items\x18\x07 \x03(\x0b\x32!.freshet.scoring.v1.ItemExplained\x12\x10\n\x08warnings\x18\x08 \x03(\t\"w\n\rItemExplained\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\r\n\x05logit\x18\x02 \x01(\x01\x12\x0c\n\x04\x62\x61se\x18\x03 \x01(\x01\x12\x0b\n\x03own\x18\x04 \x03(\x01\x12\x0f\n\x07without\x18\x05 \x03(\x01\x12\x0c\n\x04pair\x18\x06 \x03(\x01\x12\x0c\n\x04rest\x18\x07 \x01(\x01\"\x0f\n\rStatusRequest\"\xf4\x01\n\x0eStatusResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07lineage\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x04\x12\x15\n\rversion_age_s\x18\x04 \x01(\x01\x12+\n\x07workers\x18\x05 \x03(\x0b\x32\x1a.freshet.scoring.v1.Worker\x12>\n\x06totals\x18\x06 \x03(\x0b\x32..freshet.scoring.v1.StatusResponse.TotalsEntry\x1a-\n\x0bTotalsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"&\n\x06Worker\x12\x0b\n\x03pid\x18\x01 \x01(\r\x12\x0f\n\x07version\x18\x02 \x01(\x04*\'\n\tObjective\x12\x07\n\x03\x43TR\x10\x00\x12\x11\n\rCTR_TIMES_BID\x10\x01\x32\xaa\x01\n\x06Scorer\x12L\n\x05Score\x12 .freshet.scoring.v1.ScoreRequest\x1a!.freshet.scoring.v1.ScoreResponse\x12R\n\x07\x45xplain\x12\".freshet.scoring.v1.ExplainRequest\x1a#.freshet.scoring.v1.ExplainResponse2[\n\x08Operator\x12O\n\x06Status\x12!.freshet.scoring.v1.StatusRequest\x1a\".freshet.scoring.v1.StatusResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bschemas/proto/scoring.proto\x12\x12\x66reshet.scoring.v1\x1a\x1aschemas/proto/events.proto\"\xee\x02\n\x0cScoreRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12*\n\x07\x63ontext\x18\x03 \x03(\x0b\x32\x19.freshet.events.v1.Column\x12\x0f\n\x07item_id\x18\x04 \x03(\t\x12(\n\x05items\x18\x05 \x03(\x0b\x32\x19.freshet.events.v1.Column\x12\x33\n\rready_context\x18\x06 \x01(\x0b\x32\x1c.freshet.scoring.v1.ReadyIds\x12\x31\n\x0bready_items\x18\x07 \x01(\x0b\x32\x1c.freshet.scoring.v1.ReadyIds\x12\x0f\n\x07\x63ompact\x18\x08 \x01(\x08\x12\x30\n\tobjective\x18\t \x01(\x0e\x32\x1d.freshet.scoring.v1.Objective\x12\x0b\n\x03\x62id\x18\n \x03(\x01\x12\x0f\n\x07\x65xclude\x18\x0b \x03(\t\x12\x0b\n\x03top\x18\x0c \x01(\r\"6\n\x08ReadyIds\x12\r\n\x05\x66ield\x18\x01 \x03(\r\x12\x0b\n\x03ids\x18\x02 \x01(\x0c\x12\x0e\n\x06values\x18\x03 \x01(\x0c\"\xeb\x01\n\rScoreResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07lineage\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\x04\x12\x15\n\rversion_age_s\x18\x05 \x01(\x01\x12,\n\x05items\x18\x06 \x03(\x0b\x32\x1d.freshet.scoring.v1.ItemScore\x12\x10\n\x08warnings\x18\x07 \x03(\t\x12\x13\n\x0bprobability\x18\x08 \x03(\x02\x12\r\n\x05logit\x18\t \x03(\x02\x12\x0c\n\x04rank\x18\n \x03(\r\x12\x0c\n\x04item\x18\x0b \x03(\r\"\\\n\tItemScore\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\x13\n\x0bprobability\x18\x02 \x01(\x02\x12\r\n\x05logit\x18\x03 \x01(\x02\x12\x0c\n\x04rank\x18\x04 \x01(\r\x12\x0c\n\x04\x65\x63ho\x18\x05 \x01(\x0c\"R\n\x0e\x45xplainRequest\x12/\n\x05slate\x18\x01 \x01(\x0b\x32 .freshet.scoring.v1.ScoreRequest\x12\x0f\n\x07item_id\x18\x02 \x03(\t\"\xc0\x01\n\x0f\x45xplainResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07lineage\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\x04\x12\x15\n\rversion_age_s\x18\x05 \x01(\x01\x12\r\n\x05\x66ield\x18\x06 \x03(\t\x12\x30\n\x05items\x18\x07 \x03(\x0b\x32!.freshet.scoring.v1.ItemExplained\x12\x10\n\x08warnings\x18\x08 \x03(\t\"w\n\rItemExplained\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\r\n\x05logit\x18\x02 \x01(\x01\x12\x0c\n\x04\x62\x61se\x18\x03 \x01(\x01\x12\x0b\n\x03own\x18\x04 \x03(\x01\x12\x0f\n\x07without\x18\x05 \x03(\x01\x12\x0c\n\x04pair\x18\x06 \x03(\x01\x12\x0c\n\x04rest\x18\x07 \x01(\x01\"\x1e\n\rStatusRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\x84\x02\n\x0eStatusResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07lineage\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x04\x12\x15\n\rversion_age_s\x18\x04 \x01(\x01\x12+\n\x07workers\x18\x05 \x03(\x0b\x32\x1a.freshet.scoring.v1.Worker\x12>\n\x06totals\x18\x06 \x03(\x0b\x32..freshet.scoring.v1.StatusResponse.TotalsEntry\x12\x0e\n\x06models\x18\x07 \x03(\t\x1a-\n\x0bTotalsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"&\n\x06Worker\x12\x0b\n\x03pid\x18\x01 \x01(\r\x12\x0f\n\x07version\x18\x02 \x01(\x04*\'\n\tObjective\x12\x07\n\x03\x43TR\x10\x00\x12\x11\n\rCTR_TIMES_BID\x10\x01\x32\xaa\x01\n\x06Scorer\x12L\n\x05Score\x12 .freshet.scoring.v1.ScoreRequest\x1a!.freshet.scoring.v1.ScoreResponse\x12R\n\x07\x45xplain\x12\".freshet.scoring.v1.ExplainRequest\x1a#.freshet.scoring.v1.ExplainResponse2[\n\x08Operator\x12O\n\x06Status\x12!.freshet.scoring.v1.StatusRequest\x1a\".freshet.scoring.v1.StatusResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,8 +34,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_STATUSRESPONSE_TOTALSENTRY']._loaded_options = None
   _globals['_STATUSRESPONSE_TOTALSENTRY']._serialized_options = b'8\001'
-  _globals['_OBJECTIVE']._serialized_start=1540
-  _globals['_OBJECTIVE']._serialized_end=1579
+  _globals['_OBJECTIVE']._serialized_start=1571
+  _globals['_OBJECTIVE']._serialized_end=1610
   _globals['_SCOREREQUEST']._serialized_start=80
   _globals['_SCOREREQUEST']._serialized_end=446
   _globals['_READYIDS']._serialized_start=448
@@ -51,15 +51,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ITEMEXPLAINED']._serialized_start=1115
   _globals['_ITEMEXPLAINED']._serialized_end=1234
   _globals['_STATUSREQUEST']._serialized_start=1236
-  _globals['_STATUSREQUEST']._serialized_end=1251
-  _globals['_STATUSRESPONSE']._serialized_start=1254
-  _globals['_STATUSRESPONSE']._serialized_end=1498
-  _globals['_STATUSRESPONSE_TOTALSENTRY']._serialized_start=1453
-  _globals['_STATUSRESPONSE_TOTALSENTRY']._serialized_end=1498
-  _globals['_WORKER']._serialized_start=1500
-  _globals['_WORKER']._serialized_end=1538
-  _globals['_SCORER']._serialized_start=1582
-  _globals['_SCORER']._serialized_end=1752
-  _globals['_OPERATOR']._serialized_start=1754
-  _globals['_OPERATOR']._serialized_end=1845
+  _globals['_STATUSREQUEST']._serialized_end=1266
+  _globals['_STATUSRESPONSE']._serialized_start=1269
+  _globals['_STATUSRESPONSE']._serialized_end=1529
+  _globals['_STATUSRESPONSE_TOTALSENTRY']._serialized_start=1484
+  _globals['_STATUSRESPONSE_TOTALSENTRY']._serialized_end=1529
+  _globals['_WORKER']._serialized_start=1531
+  _globals['_WORKER']._serialized_end=1569
+  _globals['_SCORER']._serialized_start=1613
+  _globals['_SCORER']._serialized_end=1783
+  _globals['_OPERATOR']._serialized_start=1785
+  _globals['_OPERATOR']._serialized_end=1876
 # @@protoc_insertion_point(module_scope)

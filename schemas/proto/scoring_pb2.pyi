@@ -140,11 +140,13 @@ class ItemExplained(_message.Message):
     def __init__(self, item_id: _Optional[str] = ..., logit: _Optional[float] = ..., base: _Optional[float] = ..., own: _Optional[_Iterable[float]] = ..., without: _Optional[_Iterable[float]] = ..., pair: _Optional[_Iterable[float]] = ..., rest: _Optional[float] = ...) -> None: ...
 
 class StatusRequest(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("model",)
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    def __init__(self, model: _Optional[str] = ...) -> None: ...
 
 class StatusResponse(_message.Message):
-    __slots__ = ("model", "lineage", "version", "version_age_s", "workers", "totals")
+    __slots__ = ("model", "lineage", "version", "version_age_s", "workers", "totals", "models")
     class TotalsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -158,13 +160,15 @@ class StatusResponse(_message.Message):
     VERSION_AGE_S_FIELD_NUMBER: _ClassVar[int]
     WORKERS_FIELD_NUMBER: _ClassVar[int]
     TOTALS_FIELD_NUMBER: _ClassVar[int]
+    MODELS_FIELD_NUMBER: _ClassVar[int]
     model: str
     lineage: str
     version: int
     version_age_s: float
     workers: _containers.RepeatedCompositeFieldContainer[Worker]
     totals: _containers.ScalarMap[str, int]
-    def __init__(self, model: _Optional[str] = ..., lineage: _Optional[str] = ..., version: _Optional[int] = ..., version_age_s: _Optional[float] = ..., workers: _Optional[_Iterable[_Union[Worker, _Mapping]]] = ..., totals: _Optional[_Mapping[str, int]] = ...) -> None: ...
+    models: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, model: _Optional[str] = ..., lineage: _Optional[str] = ..., version: _Optional[int] = ..., version_age_s: _Optional[float] = ..., workers: _Optional[_Iterable[_Union[Worker, _Mapping]]] = ..., totals: _Optional[_Mapping[str, int]] = ..., models: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Worker(_message.Message):
     __slots__ = ("pid", "version")

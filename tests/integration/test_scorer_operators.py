@@ -115,7 +115,7 @@ def test_metrics_are_those_of_all_processes_together(start):
         assert code == 200
         found = [
             float(one.value) for family in text_string_to_metric_families(text) for one in family.samples
-            if one.name == name and one.labels == labels
+            if one.name == name and one.labels == {"model": "appstore", **labels}
         ]
         return found[0]
 
@@ -128,7 +128,7 @@ def test_metrics_are_those_of_all_processes_together(start):
     assert sample("freshet_scorer_workers") == 1
     code, text = running.get("/metrics")
     assert code == 200
-    assert '\nfreshet_scorer_requests_total{status="OK"} 3.0\n' in text
+    assert '\nfreshet_scorer_requests_total{model="appstore",status="OK"} 3.0\n' in text
 
 
 def test_operators_have_tokens_of_their_own(start):

@@ -82,7 +82,7 @@ def test_a_worker_may_be_told_to_end_before_it_began(make_settings: Callable[...
     """There is no follower to hear from yet, and SIGTERM has come: it ends, and nothing is left."""
     asked = threading.Event()
     asked.set()
-    server = worker.WorkerServer(make_settings(**MODEL), "nobody", lambda: 0)
+    server = worker.WorkerServer({"nobody": make_settings(**MODEL)}, lambda: 0, None)
     server.start(0, asked)
     server.stop()
     assert not [thread.name for thread in threading.enumerate() if thread.name in ("intake", "patience")]

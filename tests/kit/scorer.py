@@ -9,6 +9,7 @@ from scorer import feed
 from scorer.distributor import Distributor
 from scorer.operators import Operators
 from scorer.processes import now_us
+from scorer.tls import certificates
 from scorer.worker import WorkerServer
 
 
@@ -16,10 +17,10 @@ class ScorerServer:
     """What `freshet scorer` starts as processes: `start`, `port`, `stop`."""
 
     def __init__(self, settings: Settings) -> None:
-        listener = feed.listening()
-        self.worker = WorkerServer(settings, feed.name_of(listener), now_us)
+        listener, papers = feed.listening(), certificates(settings.score)
+        self.worker = WorkerServer({feed.name_of(listener): settings}, now_us, papers)
         self.distributor = Distributor(settings, listener, now_us)
-        self.operators = Operators(settings, self.distributor, now_us)
+        self.operators = Operators(settings.score, {settings.model.name: self.distributor}, now_us, papers)
         self._port = settings.score.port
         self._asked = threading.Event()
         self._following = threading.Thread(target=self._follow, name="follower")

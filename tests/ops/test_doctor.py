@@ -122,6 +122,18 @@ def test_who_may_come_to_the_scorer_is_told(tmp_path):
     assert "none.pem: No such file or directory" in one.remedy
 
 
+def test_models_that_the_scorer_serves_too_are_told_and_must_fit(report, tmp_path):
+    """Their names and what all take; one that is not there, or too large beside the first, is an error."""
+    games = tmp_path / "games.toml"
+    games.write_text('[model]\nname = "games"\nbits = 10\n')
+    found = _of(report(**{"score.also": str(games)}), "scorer's models")
+    assert found.ok
+    assert found.found.startswith("appstore, games: at most ")
+    games.write_text('[model]\nname = "games"\nbits = 30\n')
+    assert "'games'" in _of(report(**{"score.also": str(games)}), "scorer's models").remedy
+    assert "nowhere.toml does not exist" in _of(report(**{"score.also": "nowhere.toml"}), "scorer's models").remedy
+
+
 def test_a_topic_that_loses_versions_before_a_mirror_has_them_is_found(report, broker, prefix):
     """Where versions are sent: retention below two rotations, or records below a chunk. As freshet makes it, all is well."""
     from kafka.admin import ConfigResource, ConfigResourceType

@@ -20,9 +20,19 @@ def test_each_process_may_have_the_table_twice(make_settings: Callable[..., Sett
     settings = make_settings(**{"model.bits": 20, "score.workers": 3})
     needed = 8 * (1 << 20) * 13 * 4
     assert wanted(settings).bytes == needed
-    check_scorer(settings, Room(needed + BESIDE_BYTES, "free now"))
+    check_scorer([settings], Room(needed + BESIDE_BYTES, "free now"))
     with pytest.raises(DoesNotFit, match=r"4 processes.*model.bits=20 wants 1,048,576 rows of 416 bytes.*Set model.bits=19"):
-        check_scorer(settings, Room(needed + BESIDE_BYTES - 1, "free now"))
+        check_scorer([settings], Room(needed + BESIDE_BYTES - 1, "free now"))
+
+
+def test_several_models_must_fit_together(make_settings: Callable[..., Settings]) -> None:
+    """In the processes that the first one's settings ask for; who is told is the largest, and what the others take."""
+    first = make_settings(**{"model.bits": 10, "score.workers": 3})
+    large = make_settings(**{"model.name": "games", "model.bits": 20, "score.workers": 1})
+    needed = 8 * (1 << 20) * 13 * 4 + 8 * (1 << 10) * 13 * 4
+    check_scorer([first, large], Room(needed + BESIDE_BYTES, "free now"))
+    with pytest.raises(DoesNotFit, match=r"'games' in the scorer's 4 processes.*now, less 0 MiB for the scorer's other models"):
+        check_scorer([first, large], Room(needed + BESIDE_BYTES - 1, "free now"))
 
 
 def test_a_follower_that_starts_again_does_not_count_its_workers_twice() -> None:

@@ -22,7 +22,7 @@ from scorer.client import ScorerClient, ScorerUnavailable, column
 from scorer.engine import Blueprint, Engine, Scores
 from scorer.engine import load as load_engine
 from scorer.metrics import Metrics
-from scorer.service import ScoringService, ranks
+from scorer.service import ByName, ScoringService, ranks
 from scorer.version import Version
 from tests.kit.processes import wait_until
 from tests.scorer.lineage import Lineage, small
@@ -52,7 +52,7 @@ class Service:
             "appstore", SCHEMA, strict, lambda: self.engine, self.served.append, self.metrics, lambda: 3_500_000
         )
         self.server = grpc.server(ThreadPoolExecutor(2))
-        add_ScorerServicer_to_server(service, self.server)
+        add_ScorerServicer_to_server(ByName({"appstore": service}), self.server)
         port = self.server.add_insecure_port("127.0.0.1:0")
         self.server.start()
         self.client = ScorerClient(f"127.0.0.1:{port}")
