@@ -27,13 +27,16 @@ from numpy.typing import NDArray
 from schemas.bags import Bags, concat
 from schemas.crosses import crossed
 from stream_trainer.distinct import distinct
+from stream_trainer.kept import Kept
 from stream_trainer.learner import Diverged, Learner
 from stream_trainer.losses import CLIP, Seen, concat_seen, log_losses
+from stream_trainer.once import once
 
 Floats = NDArray[np.float32]
 Arrays = dict[str, NDArray[Any]]
 
-ONE_IN = 4           # share of the examples that the good state scores too; its cost: docs/bench-learn.md
+ONE_IN = 4           # batches of which one is scored by the good state too; its cost: docs/bench-learn.md
+ASKED = 8            # and of that one no more than this part of guard_rows: large batches make long windows
 LEAST_BATCHES = 8    # between two good states, however large the batches: some of them must be scored by both
 MOST_WINDOWS = 4     # of no gain over standing still, and the smaller step is tried; also bounds what is kept
 SUSPECT = 3.0        # standard errors of loss above standing still at which it is tried at once
@@ -75,7 +78,7 @@ class _Learnt:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _State:
-    """All that learning changes, but for the rows of the table, which stand in `block` in the order of Guard._rows."""
+    """All that learning changes, but for the rows of the table, which stand in `block` in the order of Guard._kept."""
 
     block: Floats | None
     dense: Arrays
@@ -94,7 +97,7 @@ class Guard:
         self._routine = ROUTINE_AT  # examples after which there is a trial in any case
         self._patience = 1      # windows that a trial in vain makes the next one wait
         self._waits = 0         # windows until there may be one
-        self._place = np.zeros(1 << learner.table.bits, np.int32)   # row → 1 + where it stands in _rows; 0 = as it was
+        self._kept = Kept(learner.table.bits if self._config.guard else 0, learner.table.wide)   # rows of the good state
         self._take()
 
     @property
@@ -110,11 +113,11 @@ class Guard:
         if not self._config.guard:
             return self.learner.learn(bags, labels, weights, seen), None
         # The first batch after a good state is not asked about: there is no difference yet.
-        good = log_losses(self._good_scores(bags), labels, weights, seen) if ONE_IN * self._asked < self._count else None
-        self._keep_rows(bags)
+        good = self._good_losses(bags, labels, weights, seen) if len(self._batches) % ONE_IN == 1 else None
         try:
-            said = self.learner.learn(bags, labels, weights, seen)
+            said = self.learner.learn(bags, labels, weights, seen, self._kept.keep)
         except Diverged:
+            self._keep_rows(bags)
             self._add(_Learnt(bags, labels, weights, seen, np.full(len(labels), np.inf)))
             found, said = self._try_smaller()
             if found is None:
@@ -123,7 +126,7 @@ class Guard:
         losses = log_losses(said, labels, weights, seen)
         self._add(_Learnt(bags, labels, weights, seen, losses))
         if good is not None:
-            more = losses - good                                                          # (B,)
+            more = losses[: len(good)] - good                                             # (A,)
             self._asked += len(more)
             self._sums += (more.sum(), np.square(more).sum())
         return said, self._judge()
@@ -142,7 +145,7 @@ class Guard:
         learnt = self.learner.examples_learnt
         due = learnt >= self._routine
         if due:
-            waits = self._windows < ROUTINE_WINDOWS
+            waits = self._count < ROUTINE_WINDOWS * self._config.guard_rows
         else:
             waits = mean > 0 and self._windows < MOST_WINDOWS and (mean <= SUSPECT * error or self._waits > 0)
         if waits:
@@ -199,11 +202,7 @@ class Guard:
 
     def _take(self) -> None:
         """What there is now is the good state. Its rows are copied when they are about to change, not before."""
-        if getattr(self, "_rows", None):
-            self._place[np.concatenate(self._rows)] = 0
-        self._rows: list[NDArray[np.int64]] = []          # rows learnt since
-        self._blocks: list[Floats] = []                   # and what they were, with their state
-        self._kept = 0
+        self._kept.clear()                                # of rows learnt since
         self._batches: list[_Learnt] = []
         self._count = 0                                   # examples since
         self._asked = 0                                   # of them scored by both
@@ -211,63 +210,47 @@ class Guard:
         self._windows = 1
         self._good = self._now() if self._config.guard else _State(None, {}, {}, 0, 0)
 
-    def _numbers(self, bags: Bags) -> NDArray[np.int64]:
-        """Every table row that the batch names, crosses too, some more than once."""
-        found: NDArray[np.int64] = self.learner.table.numbers(crossed(bags, self.learner.schema).ids).cpu().numpy()
-        return found
-
     def _keep_rows(self, bags: Bags) -> None:
-        """Copy the rows of a batch that nobody has touched since the good state."""
-        rows = self._numbers(bags)
-        rows = distinct(rows[self._place[rows] == 0])
-        if not len(rows):
-            return
+        """The rows of a batch that was not learnt: learnt again with smaller steps it may be."""
         table = self.learner.table
-        block = table.rows_with_state(rows)
-        empty = np.flatnonzero(~block.any(axis=1))   # never touched, most of them: the table knows what they begin with
-        if len(empty):
-            block[empty, : table.width] = table.gather(torch.from_numpy(rows[empty]).to(table.device)).cpu().numpy()
-        self._place[rows] = np.arange(self._kept + 1, self._kept + 1 + len(rows), dtype=np.int32)
-        self._kept += len(rows)
-        self._rows.append(rows)
-        self._blocks.append(block)
+        numbers = table.numbers(crossed(bags, self.learner.schema).ids).cpu().numpy()     # (n,)
+        rows = torch.from_numpy(distinct(numbers)).to(table.device)                       # (N,)
+        table.gather(rows)
+        self._kept.keep(rows, table.held(rows))
+
+    def _good_losses(
+        self, bags: Bags, labels: Floats, weights: Floats | None, seen: Seen | None
+    ) -> NDArray[np.float64]:
+        """Of the batch's first A examples, what the good state says: (A,)."""
+        end = max(self._config.guard_rows // ASKED, 1)
+        if end < len(bags):
+            bags, labels, seen = bags.slice(0, end), labels[:end], None if seen is None else seen.slice(0, end)
+            weights = None if weights is None else weights[:end]
+        return log_losses(self._good_scores(bags), labels, weights, seen)
 
     def _good_scores(self, bags: Bags) -> Floats:
-        """What the good state says: its dense weights take the learner's place for a moment, its rows are put in where they
-        differ from the table's."""
-        self._merge()
+        """What the good state says, by its dense weights, and its rows where they differ from the table's."""
         learner, bags = self.learner, crossed(bags, self.learner.schema)
-        numbers = learner.table.numbers(bags.ids)                                         # (n,)
-        rows = learner.table.gather(numbers)                                              # (n, W)
-        places = self._place[numbers.cpu().numpy()]                                       # (n,)
+        ids = once(learner.table.numbers(bags.ids))
+        rows = learner.table.gather(ids.rows)                                             # (N, W)
+        places = self._kept.places(ids.rows.cpu().numpy())                                # (N,)
         kept = np.flatnonzero(places)
-        good = torch.from_numpy(self._blocks[0][places[kept] - 1, : learner.table.width]).to(rows.device)
-        rows[torch.from_numpy(kept).to(rows.device)] = good
-        dense = {name: tensor.clone() for name, tensor in learner.model.state_dict().items()}
-        try:
-            learner.model.load_state_dict({name: torch.from_numpy(array) for name, array in self._good.dense.items()})
-            return learner.score_rows(rows, bags)
-        finally:
-            learner.model.load_state_dict(dense)
-
-    def _merge(self) -> None:
-        if len(self._rows) > 1:
-            self._rows, self._blocks = [np.concatenate(self._rows)], [np.concatenate(self._blocks)]
+        good = torch.from_numpy(self._kept.block[places[kept] - 1, : learner.table.width]).to(rows.device)
+        rows.index_copy_(0, torch.from_numpy(kept).to(rows.device), good)
+        return learner.score_rows(ids.spread(rows), bags, self._good.dense)
 
     def _now(self) -> _State:
         """What there is now, with the rows learnt since the good state."""
-        self._merge()
         learner = self.learner
-        block = learner.table.rows_with_state(self._rows[0]) if self._rows else None
+        block = learner.table.rows_with_state(self._kept.rows) if len(self._kept) else None
         return _State(block, learner.dense(), learner.dense_state(), learner.batches_learnt, learner.examples_learnt)
 
     def _set(self, state: _State) -> None:
         """As it was then. Each row set back is in a batch that has been learnt since, and so is listed for the next version and
         checkpoint, or will be when it is learnt again."""
-        self._merge()
-        block = self._blocks[0] if state is self._good else state.block
+        block = self._kept.block if state is self._good else state.block
         if block is not None:
-            self.learner.table.load(self._rows[0], block)
+            self.learner.table.load(self._kept.rows, block)
         self.learner.load(state.dense, state.dense_state, state.batches, state.examples)
 
     # --- what a checkpoint holds ---
@@ -276,7 +259,6 @@ class Guard:
         """All of it, as arrays; nothing if the guard is off."""
         if not self._config.guard:
             return {}
-        self._merge()
         good = self._good
         found: Arrays = {
             "rates": np.array([self.rate_factor]), "sums": self._sums,
@@ -290,7 +272,8 @@ class Guard:
         if self._batches:
             bags = concat([batch.bags for batch in self._batches])
             found |= {
-                "rows": self._rows[0], "block": self._blocks[0], "ids": bags.ids, "fields": np.array([bags.fields], np.int64),
+                "rows": self._kept.rows, "block": self._kept.block,
+                "ids": bags.ids, "fields": np.array([bags.fields], np.int64),
                 "cuts": np.array([len(batch.labels) for batch in self._batches], np.int64),
                 "labels": np.concatenate([batch.labels for batch in self._batches]),
                 "losses": np.concatenate([batch.losses for batch in self._batches]),
@@ -322,9 +305,7 @@ class Guard:
         self._good = _State(None, dense, dense_state, *counts[6:])
         if "ids" not in state:
             return
-        self._rows, self._blocks = [np.array(state["rows"])], [np.array(state["block"])]
-        self._kept = len(self._rows[0])
-        self._place[self._rows[0]] = np.arange(1, self._kept + 1, dtype=np.int32)
+        self._kept.restore(state["rows"], state["block"])
         bags = Bags(int(state["fields"][0]), state["ids"], state.get("values"), state.get("lengths"))
         seen = Seen(state["stage"], state["late"], state["rate"]) if "stage" in state else None
         end = 0

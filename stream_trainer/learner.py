@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from schemas.bags import Bags, Floats
 from schemas.config import LearnConfig, ModelConfig
@@ -58,13 +59,17 @@ class Learner:
         self._random = torch.Generator(self.device)
         self.model.draw_from(self._random)
 
-    def learn(self, bags: Bags, labels: Floats, weights: Floats | None = None, seen: Seen | None = None) -> Floats:
+    def learn(
+        self, bags: Bags, labels: Floats, weights: Floats | None = None, seen: Seen | None = None,
+        keep: Callable[[Tensor, Tensor], None] | None = None,
+    ) -> Floats:
         """One step. Returns what the model said of each row before it: (B,) probabilities.
 
         labels: (B,) 0 or 1. weights: (B,) importance of each example, None = 1. The loss is Σ w·(log loss), a sum and no
         mean: a weight of 2 is the example twice, and what a row learns from an example does not depend on how many others
         came with it. seen: how labels came about that are not all final, or not of all examples; what is said is the chance
-        of the final label among all. Raises ShapeError, and Diverged before anything is learnt.
+        of the final label among all. keep: is told which rows are about to change, (N,) each once, and what they hold, state
+        and all, (N, S). Raises ShapeError, and Diverged before anything is learnt.
         """
         if len(bags) == 0 or any(column is not None and len(column) != len(bags) for column in (labels, weights, seen)):
             given = "none" if weights is None else str(len(weights))
@@ -104,6 +109,8 @@ class Learner:
         assert leaves.grad is not None
         self._count(leaves.grad, bags, shown, clicked)
         summed = ids.summed(leaves.grad)                                                    # (N, W)
+        if keep is not None:
+            keep(ids.rows, self.table.held(ids.rows))
         self.table.apply(ids.rows, summed, summed[:, self.table.learnt :])
         self._dense.step()
         self.model.learnt(len(bags))
@@ -138,10 +145,16 @@ class Learner:
         return self.score_rows(self.table.gather(self.table.numbers(bags.ids)), bags)
 
     @torch.no_grad()
-    def score_rows(self, rows: Tensor, bags: Bags) -> Floats:
-        """The same of rows that need not be the table's. rows: (n, W). bags: with their crosses."""
+    def score_rows(self, rows: Tensor, bags: Bags, dense: Mapping[str, NDArray[Any]] | None = None) -> Floats:
+        """The same of rows that need not be the table's. rows: (n, W). bags: with their crosses. dense: weights in the place of
+        the model's."""
         self._mode(learning=False)
-        logits: Tensor = self.model(*pool(rows.contiguous(), bags, self._columns, self.model.counted))     # (B,)
+        given = pool(rows.contiguous(), bags, self._columns, self.model.counted)
+        if dense is None:
+            logits: Tensor = self.model(*given)                                             # (B,)
+        else:
+            others = {name: torch.from_numpy(array).to(self.device) for name, array in dense.items()}
+            logits = functional_call(self.model, others, given)
         return _array(logits.sigmoid())
 
     def dense(self) -> dict[str, NDArray[Any]]:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding, embedding_bag
 
+from schemas.models.native import numpy_reaches
+
 # Torch sorts so many numbers by their digits, fewer by comparing them: 10,000 take 1.7 times as long as 32,768, 20,000 take 3.7
 # times as long (docs/decisions/0009-the-step.md). So a batch is filled up to that, from where it pays.
 _RADIX_FROM = 1 << 15
@@ -49,7 +51,7 @@ def once(numbers: Tensor) -> Once:
 def _sorted(numbers: Tensor) -> tuple[Tensor, Tensor]:
     """Ascending, and where each stood. As int32: half as many digits."""
     n = len(numbers)
-    if numbers.device.type != "cpu" or not _FILLED_FROM <= n < _RADIX_FROM:
+    if not numpy_reaches(numbers.device) or not _FILLED_FROM <= n < _RADIX_FROM:
         found, order = numbers.to(torch.int32).sort(stable=True)
         return found, order
     filled = torch.full((_RADIX_FROM,), _LAST, dtype=torch.int32)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from schemas.bags import Ids
 from schemas.errors import ShapeError
+from schemas.models.native import numpy_reaches
 from schemas.models.statistics import add_counts
 from stream_trainer.distinct import distinct
 from stream_trainer.optimisers import RowOptimiser
@@ -74,15 +75,19 @@ class Table:
         self._held = (rows, block)
         return block[:, : self.width]
 
+    def held(self, rows: Tensor) -> Tensor:
+        """The same with their state: (N, S), what they hold until `apply` changes it. rows: those gathered last."""
+        if self._held is None or self._held[0] is not rows:
+            self.gather(rows)
+        assert self._held is not None
+        return self._held[1]
+
     def apply(self, rows: Tensor, gradients: Tensor, counts: Tensor | None = None) -> None:
         """One step of the optimiser. rows: (N,) int64, each once. gradients: (N, W), duplicates summed; nobody reads those
         of counts. counts: (N, W − L), what to add to them."""
         if gradients.shape != (len(rows), self.width):
             raise ShapeError(f"{len(rows)} rows of {self.width} weights take no gradients {tuple(gradients.shape)}")
-        if self._held is None or self._held[0] is not rows:
-            self.gather(rows)
-        assert self._held is not None
-        block, self._held = self._held[1], None
+        block, self._held = self.held(rows), None
         self.optimiser.step(block[:, : self.learnt], block[:, self.width :], gradients[:, : self.learnt])
         if counts is not None and self.learnt < self.width:
             add_counts(block[:, self.learnt : self.width], counts)
@@ -96,6 +101,27 @@ class Table:
         new = at[self._flags.index_select(0, at) == 0]
         self._flags.index_fill_(0, new, _EVER)
         self._count(new)
+
+    @property
+    def firsts(self) -> int:
+        """How often rows were touched for the first time, until the next snapshot; for `first_touched`."""
+        return len(self._fresh)
+
+    def first_touched(self, since: int) -> RowNumbers:
+        """Rows touched for the first time since `firsts` was that, with no snapshot between: mostly none."""
+        new = self._fresh[since:]
+        return torch.cat(new).cpu().numpy() if new else np.empty(0, np.int64)
+
+    def counts(self, ids: Ids) -> Floats:
+        """How many examples the row of each id was in: (n,). Where rows do not count them, infinity if it was ever touched."""
+        if self.learnt == self.width:
+            touched = self._flags.index_select(0, self.numbers(ids)) != 0
+            return np.where(touched.cpu().numpy(), np.float32(np.inf), np.float32(0))
+        places = (ids & self._mask).view(np.int64) * self.wide
+        places += self.learnt
+        if self.device.type == "cpu":
+            return self._packed.numpy().reshape(-1).take(places)
+        return self._packed.reshape(-1).index_select(0, torch.from_numpy(places).to(self.device)).cpu().numpy()
 
     def touch(self, rows: RowNumbers) -> None:
         """Make the next version and checkpoint hold these rows, changed or not. rows: each once."""
@@ -111,7 +137,7 @@ class Table:
         touched those with row mod rotation = share."""
         listed = torch.cat([*self._listed[kind], self._packed.new_empty(0, dtype=torch.int64)])  # (M,)
         self._listed[kind] = []
-        self._flags[listed] &= ~_LISTED[kind] & 0xFF
+        self._unlist(listed, ~_LISTED[kind] & 0xFF)
         return distinct(listed.cpu().numpy(), self._share(share))
 
     def pending(self, kind: str) -> RowNumbers:
@@ -132,13 +158,16 @@ class Table:
         return self._read(rows)
 
     def _read(self, rows: RowNumbers) -> Floats:
-        block: Floats = self._packed.index_select(0, torch.from_numpy(rows).to(self.device)).cpu().numpy()
+        if numpy_reaches(self.device):
+            block: Floats = self._packed.numpy().take(rows, axis=0)
+        else:
+            block = self._packed.index_select(0, torch.from_numpy(rows).to(self.device)).cpu().numpy()
         return block
 
     def _write(self, rows: Tensor, block: Tensor) -> None:
         """rows: (N,) int64, each once. block: (N, S). A row is copied as one thing of so many bytes where the table is numpy's:
         half the time of torch's index_copy_, which copies floats."""
-        if self.device.type == "cpu":
+        if numpy_reaches(self.device):
             whole = np.dtype((np.void, 4 * self.wide))
             self._packed.numpy().view(whole)[rows.numpy(), 0] = block.contiguous().numpy().view(whole)[:, 0]
         else:
@@ -156,6 +185,13 @@ class Table:
         for kind, bit in _LISTED.items():
             self._listed[kind].append(rows[(flags & bit) == 0])
         self._flags.index_fill_(0, rows, everywhere)
+
+    def _unlist(self, rows: Tensor, kept: int) -> None:
+        """Of the flags of those rows, keep these bits alone. 150,000 rows: numpy .4 ms, torch 7."""
+        if numpy_reaches(self.device):
+            self._flags.numpy()[rows.numpy()] &= np.uint8(kept)
+        else:
+            self._flags[rows] &= kept
 
     def _count(self, new: Tensor) -> None:
         if len(new):

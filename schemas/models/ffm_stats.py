@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 from schemas.config import ModelConfig
 from schemas.models.base import RowModel, Sides
 from schemas.models.layers import Mlp, pairs
+from schemas.models.native import numpy_reaches
 
 PRODUCT_SCALE = 10.0  # products begin near 0: scaled, the network learns from them at once (docs/lab.md)
 
@@ -85,7 +86,7 @@ class _Parts(torch.autograd.Function):
 
 def _columns(x: Tensor, places: Tensor) -> Tensor:
     """x[:, places]. numpy goes row by row, which stays in the cache; torch column by column takes twice as long, or thrice."""
-    if x.device.type != "cpu":
+    if not numpy_reaches(x.device):
         return x.index_select(1, places)
     return torch.from_numpy(x.detach().numpy().take(places.numpy(), axis=1, mode="clip"))
 

@@ -1,8 +1,13 @@
-"""Which numbers a machine multiplies natively."""
+"""What a device can do by itself: which numbers it multiplies natively, and whether numpy reaches its memory."""
 
 from __future__ import annotations
 
 import torch
+
+
+def numpy_reaches(device: torch.device) -> bool:
+    """Some of what is done to rows goes faster by numpy than by torch: there, and nowhere else."""
+    return device.type == "cpu"
 
 
 def multiplies_bf16(device: torch.device) -> bool:

@@ -14,7 +14,7 @@ from schemas.bags import Bags
 from schemas.config import LearnConfig, ModelConfig, SnapshotConfig
 from schemas.errors import ConfigError
 from schemas.fields import parse
-from stream_trainer.guard import Divergence, Guard
+from stream_trainer.guard import ASKED, LEAST_BATCHES, ONE_IN, Divergence, Guard
 from stream_trainer.learner import Diverged, Learner
 from stream_trainer.progressive import Progressive
 from stream_trainer.publisher import Publisher
@@ -124,6 +124,21 @@ def test_the_good_state_is_asked_without_disturbing_anybody():
         assert (guard._good_scores(bags) == once.score(bags)).all()
         assert (guard.learner.score(bags) != once.score(bags)).any()
     assert guard.learner.digest() == before
+
+
+def test_of_large_batches_a_part_is_asked_about():
+    """The window is eight batches long then; still the good state scores as many of its examples as of a window of small ones,
+    a step too large is noticed, and a sound one left alone."""
+    assert ONE_IN * ASKED // LEAST_BATCHES == 4          # 2 of 8 batches, an eighth of guard_rows each: a quarter of guard_rows
+    large = replace(WILD, batch_rows=512, row_rate=0.3, dense_rate=0.3)
+    _, did, guarded = learnt(large, stream(12_288, seed=1, batch_rows=512))
+    without = learnt(replace(large, guard=False), stream(12_288, seed=1, batch_rows=512))[2]
+    assert did[0].noticed_at == 4096
+    assert guarded < without - 0.05
+    sound, none, _ = learnt(replace(SOUND, batch_rows=512), stream(4096 + 6 * 512, batch_rows=512))
+    assert not none
+    assert sound.buffered_rows == 6 * 512
+    assert sound._asked == 2 * 1024 // ASKED
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])

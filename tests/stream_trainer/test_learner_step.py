@@ -20,8 +20,8 @@ from ops.evaluate import evaluate
 from schemas.bags import Bags
 from schemas.config import LearnConfig, ModelConfig, Settings
 from schemas.fields import parse
-from schemas.models import MODELS
-from schemas.models.layers import product
+from schemas.models import MODELS, deepfm, ffm_stats
+from schemas.models.layers import fm_second_order, product
 from schemas.models.native import multiplies_bf16
 from stream_trainer import precision
 from stream_trainer.learner import Learner
@@ -152,6 +152,23 @@ def test_finite_differences_of_the_product() -> None:
     x, weight, bias = (torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((5, 3), (4, 3), (4,)))
     assert torch.autograd.gradcheck(lambda x, weight, bias: product(x, weight, bias, torch.float64), (x, weight, bias))
     assert torch.autograd.gradcheck(lambda x, weight: product(x, weight, None, torch.float64), (x, weight))
+
+
+@pytest.mark.parametrize("crosses", [0, 2])
+def test_finite_differences_of_what_stands_beside_the_network(crosses: int) -> None:
+    """DeepFM's and ffm_stats' parts, whose gradients are written out: by rows, numbers and the numbers' weights, in float64."""
+    generator = torch.Generator().manual_seed(1)
+
+    def drawn(*shape: int) -> Tensor:
+        return torch.randn(*shape, dtype=torch.float64, generator=generator).requires_grad_()
+
+    numbers, weight = drawn(5, 4), drawn(4)
+    rows = drawn(5, FIELDS + crosses, 1 + FACTORS + 2)           # two counts, which nothing reads
+    assert torch.autograd.gradcheck(lambda *x: deepfm._Parts.apply(*x, FIELDS, FACTORS), (rows, numbers, weight))
+    assert torch.autograd.gradcheck(lambda x: deepfm._Parts.apply(x, None, None, FIELDS, FACTORS), (rows,))
+    rows = drawn(5, FIELDS + crosses, 1 + FIELDS * FACTORS + 2)
+    assert torch.autograd.gradcheck(lambda *x: ffm_stats._Parts.apply(*x, FIELDS, FACTORS), (rows, numbers, weight))
+    assert torch.autograd.gradcheck(fm_second_order, (drawn(5, FIELDS, FACTORS),))
 
 
 def test_a_bf16_product_is_that_of_rounded_numbers_summed_in_float32() -> None:
