@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -37,6 +38,8 @@ from schemas.snapshot import (
     verify,
 )
 
+ANYWAY_S = 1.0  # a catch-up that RocksDB ended short of what was there is made good after so long, even if nothing is written
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Whole:
@@ -61,6 +64,9 @@ class SnapshotReader:
         self._secondary_dir = secondary_dir
         self._db: Rdict | None = None
         self._identity: tuple[int, int] | None = None
+        self._written: list[tuple[str, int, int]] | None = None  # as of the last catch-up that succeeded
+        self._caught_up_at = 0.0
+        self._newest: int | None = None
 
     def __enter__(self) -> SnapshotReader:
         return self
@@ -78,6 +84,11 @@ class SnapshotReader:
         if not self._open():
             return None
         assert self._db is not None
+        written = self._logs()  # before it catches up: what is written meanwhile is seen the next time
+        now = time.monotonic()
+        if written is not None and written == self._written and now - self._caught_up_at < ANYWAY_S:
+            return self._newest
+        self._written = None
         try:
             self._db.try_catch_up_with_primary()
         except Exception as broken:  # rocksdict raises bare Exception for all that RocksDB reports
@@ -85,7 +96,9 @@ class SnapshotReader:
             raise SnapshotError(f"{self.store_dir}: cannot catch up with the writer: {broken}") from broken
         cursor = self._db.iter()
         cursor.seek_for_prev(manifest_key(self.kind, LAST))
-        return number_of(self.kind, cursor.key()) if cursor.valid() else None
+        self._written, self._caught_up_at = written, now
+        self._newest = number_of(self.kind, cursor.key()) if cursor.valid() else None
+        return self._newest
 
     def numbers(self) -> list[int]:
         """Numbers of all snapshots as of the last `poll`, ascending."""
@@ -143,6 +156,18 @@ class SnapshotReader:
         """Let go of the store and remove the secondary's directory."""
         self._drop()
         shutil.rmtree(self._secondary_dir, ignore_errors=True)
+
+    def _logs(self) -> list[tuple[str, int, int]] | None:
+        """Name, size and time of the files that the writer appends to for all that it does; None where they cannot be listed.
+
+        Where they stand still there is nothing to catch up on: a look at them takes a tenth of the time that RocksDB's does.
+        """
+        try:
+            with os.scandir(self.store_dir) as entries:
+                logs = [entry for entry in entries if entry.name.endswith(".log") or entry.name.startswith("MANIFEST")]
+                return sorted((entry.name, (found := entry.stat()).st_size, found.st_mtime_ns) for entry in logs)
+        except OSError:
+            return None
 
     def _value(self, key: bytes) -> bytes:
         """Of a manifest's key."""
@@ -211,6 +236,7 @@ class SnapshotReader:
                 self._db.close()
         self._db = None
         self._identity = None
+        self._written = None
 
 
 class _Manifests(Mapping[int, Manifest]):

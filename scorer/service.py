@@ -161,14 +161,11 @@ class ScoringService(ScorerServicer):
                 response.item.extend((told if kept is None else kept[told]).tolist())
         else:
             echoes = echo.encode(bags, self._digest)
-            response.items.extend(
-                scoring_pb2.ItemScore(
-                    item_id=item_ids[place], probability=probability, logit=logit, rank=rank, echo=echoes[place]
-                )
-                for place, probability, logit, rank in zip(
-                    told.tolist(), probabilities, logits, places[told].tolist(), strict=True
-                )
-            )
+            add = response.items.add  # in place: half the time of messages made first and copied
+            for place, probability, logit, rank in zip(
+                told.tolist(), probabilities, logits, places[told].tolist(), strict=True
+            ):
+                add(item_id=item_ids[place], probability=probability, logit=logit, rank=rank, echo=echoes[place])
         return response, version
 
     def _explain(self, request: scoring_pb2.ExplainRequest) -> scoring_pb2.ExplainResponse:
@@ -248,7 +245,7 @@ def _bids(request: scoring_pb2.ScoreRequest) -> NDArray[np.float64] | None:
 def _kept(item_ids: list[str], exclude: Iterable[str]) -> NDArray[np.intp] | None:
     """Places of the items that are to be scored; None = all. Raises RequestError where there is none."""
     out = set(exclude)
-    if out.isdisjoint(item_ids):
+    if not out or out.isdisjoint(item_ids):
         return None
     found = np.flatnonzero([item not in out for item in item_ids])
     if not len(found):
