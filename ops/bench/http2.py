@@ -89,6 +89,10 @@ class Connection:
         return len(self._calls)
 
     @property
+    def calls_begun(self) -> int:
+        return self._next // 2
+
+    @property
     def wants_to_write(self) -> bool:
         return bool(self._out)
 
@@ -205,7 +209,9 @@ def load(
 
     def begin(when: float) -> None:
         nonlocal sent
-        min(opened, key=lambda one: one.open_calls).call(bodies[sent % len(bodies)], when)
+        # One that waits for nothing, in turns: as from many clients. The first of those would nearly always be one of the first
+        # few, which the kernel may all have given to one worker.
+        min(opened, key=lambda one: (one.open_calls, one.calls_begun)).call(bodies[sent % len(bodies)], when)
         sent += 1
 
     if rate is None:

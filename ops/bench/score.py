@@ -6,6 +6,7 @@ and load generator share the machine, as the bars say.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import socket
@@ -49,6 +50,7 @@ CONNECTIONS = 32             # the kernel spreads connections, not requests: of 
 IN_FLIGHT = 32               # at saturation
 WARM_S = 0.5
 VERSION_EVERY_S = 0.5
+PREPARED = 8                 # different versions, published in turns
 COLD_BITS = 22
 CALL = "/freshet.scoring.v1.Scorer/Score"
 MODEL: Mapping[str, Any] = {
@@ -138,6 +140,26 @@ def compare(loaded: Loaded, rounds: int, seconds: float, seed: int, say: Say) ->
     return found
 
 
+def together(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Several runs as one: medians of their figures, and with each bar what every run has seen. Latencies are added up."""
+    figures = [{key: value for key, value in run.items() if isinstance(value, int | float)} for run in runs]
+    found: dict[str, Any] = runs[-1] | {
+        key: statistics.median_high(seen) if isinstance((seen := [figure[key] for figure in figures])[0], int)
+        else statistics.median(seen) for key in set.intersection(*map(set, figures))
+    }
+    found["histograms"] = {
+        name: [sum(counts) for counts in zip(*(run["histograms"][name] for run in runs), strict=True)]
+        for name in runs[0]["histograms"]
+    }
+    found["runs"] = list(runs)
+    found["bars"] = []
+    for bars in zip(*(run["bars"] for run in runs), strict=False):
+        seen = [bar["seen"] for bar in bars]
+        held = sum(bar["held"] for bar in bars) * 2 > len(bars)  # as the median does, of an odd number
+        found["bars"].append(bars[0] | {"seen": statistics.median(seen), "held": held, "each_run": seen})
+    return found
+
+
 def table(found: Mapping[str, Any]) -> str:
     """For a person."""
     cpu = (
@@ -150,9 +172,14 @@ def table(found: Mapping[str, Any]) -> str:
         f"{found['plain_grpcio_requests_per_s']:,.0f}; at half of that p50 {found['p50_ms']:.2f}, p99 {found['p99_ms']:.2f} ms"
     )
     return "\n".join([head, cpu, *(
-        f"{bar['seen']:>9.3g}  asked {bar['asked']:>6g}  {'ok  ' if bar['held'] else 'MISS'}  {bar['what']}"
+        f"{bar['seen']:>9.3g}  asked {bar['asked']:>6g}  {'ok  ' if bar['held'] else 'MISS'}  {bar['what']}{_spread(bar)}"
         for bar in found["bars"]
     ), _said_of_third(found)])
+
+
+def _spread(bar: Mapping[str, Any]) -> str:
+    each = bar.get("each_run", ())
+    return f" (runs: {', '.join(f'{seen:.3g}' for seen in each)})" if len(each) > 1 else ""
 
 
 def picture(found: Mapping[str, Any]) -> str:
@@ -289,27 +316,35 @@ class Writer:
 
     def publish(self, rows: int | None) -> None:
         """A version with so many rows, None = all; with a trace, so that what it waited for is written down."""
-        now_us = time.time_ns() // 1000
+        self._write(*self._prepared(rows))
+
+    def _prepared(self, rows: int | None) -> tuple[int, list[bytes]]:
+        """How many rows, and the chunks of rows and dense part."""
         chosen = np.arange(self._rows) if rows is None else np.sort(self._random.choice(self._rows, rows, replace=False))
         floats = self._random.normal(0, 0.1, (len(chosen), self._net.row_width)).astype(np.float32)
         dense = {name: tensor.numpy() for name, tensor in self._net.state_dict().items()}
+        return len(chosen), [*encode_rows(chosen, floats), *encode_tensors(dense)]
+
+    def _write(self, rows: int, chunks: Sequence[bytes]) -> None:
+        now_us = time.time_ns() // 1000
         parent, self.number = self.number or None, self.number + 1
         manifest = Manifest(
             kind="version", lineage="b" * 32, number=self.number, parent=parent, rotation=64, share=self.number % 64,
             model=model_identity(self._config, self._net.row_width), fields=self._schema.identity, chunks=(),
-            rows=len(chosen), width=self._net.row_width, created_us=time.time_ns() // 1000, examples_learnt=self.number,
+            rows=rows, width=self._net.row_width, created_us=now_us, examples_learnt=self.number,
             batches_learnt=self.number, traces=({"click_us": now_us},),
         )
-        self._store.write_version(manifest, (*encode_rows(chosen, floats), *encode_tensors(dense)))
+        self._store.write_version(manifest, chunks)
 
     @contextmanager
     def publishing(self, rows: int) -> Iterator[None]:
-        """A version every half second meanwhile."""
-        done = threading.Event()
+        """A version every half second meanwhile, at this process's own priority. Its rows were made before: the scorer is
+        measured, not random numbers."""
+        done, prepared = threading.Event(), itertools.cycle([self._prepared(rows) for _ in range(PREPARED)])
 
         def go_on() -> None:
             while not done.wait(VERSION_EVERY_S):
-                self.publish(rows)
+                self._write(*next(prepared))
 
         thread = threading.Thread(target=go_on)
         thread.start()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import socket
 import threading
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,10 @@ import pytest
 import torch
 
 from ops.bench import mlserver
-from ops.bench.http2 import Outcome, Refused, load
+from ops.bench.http2 import Connection, Outcome, Refused, load
 from ops.bench.peers import environment
 from ops.bench.plain import PlainModel
-from ops.bench.score import BARS, missed
+from ops.bench.score import BARS, missed, together
 from schemas.config import ModelConfig
 from schemas.models import build
 from schemas.proto import scoring_pb2
@@ -105,6 +106,39 @@ def test_bars_that_are_missed_are_named():
     assert missed({"bars": figures}) == ""
     figures[0] |= {"seen": 1.0, "held": False}
     assert missed({"bars": figures}) == f"{BARS[0][0]}: 1, asked 2.7"
+
+
+def test_several_runs_are_told_by_their_medians():
+    """Figures, bars and whether those hold; latencies are added up, and every run stays to be looked at."""
+    def run(value: float) -> dict[str, Any]:
+        bar = {"what": "p99", "asked": 3.0, "seen": value, "held": value <= 3}
+        return {"p99_ms": value, "precision": "auto", "bars": [bar], "histograms": {"idle": [1, 2]}}
+
+    found = together([run(2.0), run(9.0), run(2.5)])
+    assert (found["p99_ms"], found["precision"], found["histograms"]) == (2.5, "auto", {"idle": [3, 6]})
+    assert found["bars"] == [{"what": "p99", "asked": 3.0, "seen": 2.5, "held": True, "each_run": [2.0, 9.0, 2.5]}]
+    assert len(found["runs"]) == 3
+    assert missed(together([run(2.0), run(9.0), run(8.0)])) == "p99: 8, asked 3"
+
+
+def test_calls_are_spread_over_all_connections(monkeypatch):
+    """Also where there are never two at once: each connection has its turn."""
+    chosen: list[Connection] = []
+    begin = Connection.call
+
+    def call(self: Connection, body: bytes, due: float) -> None:
+        chosen.append(self)
+        begin(self, body, due)
+
+    monkeypatch.setattr(Connection, "call", call)
+    server = Server()
+    try:
+        load(("127.0.0.1", server.port), "/a.B/C", [b"a"], 4, 0.4, 0.0, None, 1, 1)
+    finally:
+        server.close()
+    counts = Counter(map(id, chosen))
+    assert len(counts) == 4
+    assert max(counts.values()) - min(counts.values()) <= 1
 
 
 def test_mlserver_answers_what_the_model_says_here_while_it_is_loaded_again(tmp_path: Path, monkeypatch):

@@ -14,6 +14,7 @@ from ops.settings import Loaded
 def score(
     loaded: Loaded,
     rounds: Annotated[int, typer.Option(min=1, help="Figures are medians of these.")] = 5,
+    runs: Annotated[int, typer.Option(min=1, help="Whole runs, each with new processes; figures are medians of them.")] = 1,
     seconds: Annotated[float, typer.Option(min=0.5, help="Of each load; there are nine in a round.")] = 6.0,
     seed: Annotated[int, typer.Option(min=0, help="Of ids, weights and the moments of requests.")] = 1,
     picture: Annotated[Path | None, typer.Option(help="Write the latencies here, as SVG.")] = None,
@@ -29,7 +30,7 @@ def score(
     def say(text: str) -> None:
         typer.echo(f"bench score: {text}", err=True)
 
-    found = bench.compare(loaded, rounds, seconds, seed, say)
+    found = bench.together([bench.compare(loaded, rounds, seconds, seed + run, say) for run in range(runs)])
     print(json.dumps(found) if as_json else bench.table(found))
     if picture is not None:
         picture.write_text(bench.picture(found), encoding="utf-8")
