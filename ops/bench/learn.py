@@ -43,6 +43,7 @@ MODEL: Mapping[str, Any] = {
 PEERS = {"deepctr": "DeepCTR-Torch", "fuxi": "FuxiCTR"}
 OWN = ("model.schema", "model.name", "model.bits", "learn.threads", "learn.batch_rows")   # not for the caller to set
 PARTS = ("peers", "limit", "tables", "stream", "kafka", "phases")
+STEADY, STEADY_PER_S = "steady", 1_500   # what is measured alone, and its examples a second
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +184,17 @@ class Bench:
         with kafka.broker(examples):
             return [kafka.run(number) for number in threads]
 
+    def steady(self, minutes: float) -> dict[str, Any]:
+        """The trainer's memory over so long a stream, and nothing else."""
+        from ops.bench.learn_kafka import FromKafka
+
+        kafka = FromKafka(self._loaded, self._dir, self._settings, self._say)
+        try:
+            with kafka.broker(0):
+                return kafka.steady(minutes, STEADY_PER_S)
+        finally:
+            shutil.rmtree(self._dir, ignore_errors=True)
+
     def _turn(self, name: str, contender: Contender, task: Mapping[str, Any]) -> None:
         self.turns.setdefault(name, []).append(contender.turn(task, TURN_S))
 
@@ -213,6 +225,28 @@ def compare(
     return report(bench.turns, cells, tables if "tables" in parts else (), kafka, device) | {
         "phases": phases, "rounds": rounds, "device": device, "load": list(os.getloadavg()), "cores": os.cpu_count(),
     }
+
+
+def together(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Of several reports the median of each figure that a bar asks for, its least and most, and the bars by the medians."""
+    figures = {
+        bar.figure: [run[bar.figure] for run in runs] for bar in BARS if all(bar.figure in run["bars"] for run in runs)
+    }
+    found = {
+        key: {"median": statistics.median(seen), "least": min(seen), "most": max(seen)} for key, seen in figures.items()
+    }
+    bars = {
+        bar.figure: {
+            "wanted": bar.least or bar.most, "seen": found[bar.figure]["median"], "met": bar.met(found[bar.figure]["median"]),
+        }
+        for bar in BARS if bar.figure in found
+    }
+    return {"runs": list(runs), "figures": found, "bars": bars}
+
+
+def steady(loaded: Loaded, *, device: str, minutes: float, say: Callable[[str], None]) -> dict[str, Any]:
+    """A trainer's memory over so long a stream, in MiB. Raises TurnFailed."""
+    return Bench(loaded, device, [], say).steady(minutes)
 
 
 def report(
@@ -309,6 +343,16 @@ def table(found: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def spread(found: Mapping[str, Any]) -> str:
+    """What `together` found, for a person, below each run's own report."""
+    shown = {bar.figure: bar.shown for bar in BARS}
+    lines = [f"{'of ' + str(len(found['runs'])) + ' runs':<50}{'median':>10}{'least':>10}{'most':>10}{'wanted':>10}"]
+    for key, seen in found["figures"].items():
+        numbers = (seen["median"], seen["least"], seen["most"], found["bars"][key]["wanted"])
+        lines.append(f"{shown[key]:<50}" + "".join(f"{number:>10,.2f}" for number in numbers))
+    return "\n".join([*(f"{table(run)}\n" for run in found["runs"]), *lines])
+
+
 def missed(found: Mapping[str, Any]) -> str:
     """Which bars were not reached; empty: none."""
     shown = {bar.figure: bar.shown for bar in BARS}
@@ -332,6 +376,8 @@ def numbers(option: str, text: str) -> list[int]:
 def parts_of(only: str) -> list[str]:
     """What to measure beside ours. Raises ConfigError naming the nearest."""
     named = [name.strip() for name in only.split(",") if name.strip()]
+    if named == [STEADY]:
+        return named
     for name in named:
         the_one("--only", name, dict.fromkeys(PARTS))
     return [name for name in PARTS if name in named or not named]

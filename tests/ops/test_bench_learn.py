@@ -91,6 +91,20 @@ def test_ratios_are_medians_of_the_rounds_own() -> None:
     assert found["examples_per_s"][ours] == {"median": 150_000, "least": 30_000, "most": 150_000, "per_cpu_s": 75_000}
 
 
+def test_of_several_runs_the_medians_are_judged() -> None:
+    """With the least and most of each figure; one bad run misses no bar. A figure that one of them lacks is none."""
+    ours, limit = "ours 2 threads batch 1024", "limit_bf16 2 threads batch 1024"
+    runs = [
+        learn.report({ours: [turn(rate)], limit: [turn(100_000)]}, [(2, 1024)], [], kafka)
+        for rate, kafka in ((60_000, [{"examples_per_s": 1.0}]), (30_000, []), (50_000, []))
+    ]
+    found = learn.together([{**run, "phases": {}} for run in runs])
+    assert found["figures"] == {"of_limit_bf16": {"median": 0.5, "least": 0.3, "most": 0.6}}
+    assert found["bars"] == {"of_limit_bf16": {"wanted": 0.45, "seen": 0.5, "met": True}}
+    assert learn.missed(found) == ""
+    assert "0.50      0.30      0.60      0.45" in learn.spread(found)
+
+
 @pytest.mark.parametrize(("changed", "wanted"), [
     ({}, ""), ({"deepctr 2 threads batch 1024": 20_000}, "7.00 × DeepCTR-Torch, wanted 9"),
     ({"fuxi 2 threads batch 1024": 28_000}, "5.00 × FuxiCTR, wanted 7"),
@@ -192,6 +206,29 @@ def test_from_kafka_counts_what_the_trainer_says(
     assert told[0].endswith("20,480 examples written")
 
 
+@pytest.mark.timeout(180)
+def test_a_steady_trainer_is_fed_and_its_memory_looked_at(
+    small: None, kafka_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A real trainer on a real broker gets about as many examples a second as were asked for."""
+    from ops.bench import learn_kafka
+
+    settings, told = kafka_settings(), list[str]()
+    for key, value in {"kafka.bootstrap": settings.kafka.bootstrap, "var": settings.var}.items():
+        monkeypatch.setenv("FRESHET_KAFKA" if key == "kafka.bootstrap" else variable_name(key), str(value))
+    monkeypatch.setattr(learn_kafka, "SAMPLE_S", 0.5)
+    loaded = load(None, [], os.environ)
+    bench = learn.Bench(loaded, "cpu", [], told.append)
+    model: dict[str, Any] = {"model.hidden": (16,), "learn.batch_rows": 512, "learn.guard": False}
+    kafka = learn_kafka.FromKafka(loaded, bench._dir, model, told.append)
+    with kafka.broker(0):
+        found = kafka.steady(0.1, 2 * RECORD_ROWS)
+    assert 0 < found["examples"] <= 7 * 2 * RECORD_ROWS
+    assert 100 < found["first_mib"] <= found["most_mib"]
+    assert found["last_mib"] <= found["most_mib"]
+    assert len(found["sixths_mib"]) == 6
+
+
 def test_stages_count_for_themselves_alone() -> None:
     """A stage within another takes its time from it; after the block the calls are the old ones."""
     now = [0.0]
@@ -216,5 +253,7 @@ def test_numbers_are_whole_and_positive(text: str) -> None:
     """Anything else names the option."""
     with pytest.raises(ConfigError, match="--threads"):
         learn.numbers("--threads", text)
+    assert learn.parts_of("steady") == [learn.STEADY]
+    assert learn.STEADY not in learn.parts_of("")
     with pytest.raises(ConfigError, match=r"--only=limitt.*nearest: limit"):
         learn.parts_of("limitt")
