@@ -17,9 +17,8 @@ from schemas.config import Settings
 from schemas.errors import BadEvent, BrokerError
 from schemas.events import Action, Impression, time_text
 from schemas.proto import events_pb2
-from stream_trainer.join import parsed
+from stream_trainer.join import ANEW, parsed
 
-PREFIX = "anew/"             # of the ids of impressions that were published anew
 HEADER = "freshet-anew"      # of their records: the place they came from
 
 
@@ -95,7 +94,7 @@ def messages(records: Iterable[Record], newest_us: Mapping[int, int]) -> Iterato
     header is in the log is there as a whole; what is no impression goes as it is."""
     for record in records:
         if record.shown is not None:
-            new_id, time_us = f"{PREFIX}{record.place}", newest_us.get(record.place.partition, record.shown.time_us)
+            new_id, time_us = f"{ANEW}{record.place}", newest_us.get(record.place.partition, record.shown.time_us)
             for value in record.labels.values():
                 yield record, _renamed(value, new_id, time_us), False
             yield record, _renamed(record.value, new_id, time_us), True

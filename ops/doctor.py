@@ -73,7 +73,7 @@ def examine(loaded: Loaded, environ: Mapping[str, str]) -> Report:
     settings, ours = loaded.settings, broker_is_ours(loaded, environ)
     findings = [
         *_software(ours), *_schema(settings), *_memory(settings), *_store(settings), *_scorer_port(settings),
-        *_scorer_access(settings), *_scorer_models(settings), *_kafka(settings, ours),
+        *_metrics_ports(settings), *_scorer_access(settings), *_scorer_models(settings), *_kafka(settings, ours),
     ]
     return Report(listing(loaded), findings)
 
@@ -228,6 +228,26 @@ def _scorer_port(settings: Settings) -> Iterator[Finding]:
         ours = "freshet" in who or "ops.cli" in who
         remedy = "" if ours else "end that process, or choose another score.port"
         yield Finding("scorer port", f"{host}:{port} is held by {who}", remedy)
+
+
+def _metrics_ports(settings: Settings) -> Iterator[Finding]:
+    """Where OpenMetrics are, and whether somebody else is there."""
+    own, score = settings.metrics, settings.score
+    found, remedy = [], ""
+    for process, key, host, port in (
+        ("joiner", "metrics.joiner_port", "127.0.0.1", own.joiner_port),
+        ("trainer", "metrics.trainer_port", "127.0.0.1", own.trainer_port),
+        ("scorer", "score.metrics_port", score.operator_host, score.beside(score.metrics_port, 2)),
+    ):
+        if port < 0:
+            found.append(f"none of the {process} ({key}=-1)")
+        elif port == 0:
+            found.append(f"{process} on any free port ({key}=0)")
+        else:
+            found.append(f"{process} on {host}:{port}")
+            if is_taken(host, port) and not ("freshet" in (who := holder(port)) or "ops.cli" in who):
+                remedy = f"{host}:{port} is held by {who}: end that process, or choose another {key}"
+    yield Finding("metrics ports", ", ".join(found), remedy)
 
 
 def _kafka(settings: Settings, ours: bool) -> Iterator[Finding]:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One step of `make setup`: ops/setup.sh venv|packages|project|java|jars|make. The Makefile knows when which is needed.
+# One step of `make setup`: ops/setup.sh venv|packages|project|java|jars|make|browser|promtool. The Makefile knows when which is needed.
 # Says in one line what it does and how long it took; everything else goes to var/setup.log.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -166,6 +166,31 @@ setup_jars() {
     step "fetching Apache Kafka $version with Maven" fetch_jars
 }
 
+# Debian's browser and its driver, for the tests that press the dashboard's buttons; without them those are skipped.
+setup_browser() {
+    if command -v chromedriver >/dev/null; then return; fi
+    if may_install; then
+        (step "installing chromium with apt-get (tests drive the dashboard with it)" apt_install chromium chromium-driver) ||
+            echo "no Chromium: the tests that drive the dashboard are skipped"
+    fi
+}
+
+# Prometheus's own checker of rules, taken out of Debian's package, of which nothing is installed or started; without it the
+# tests of ops/alerts are skipped.
+fetch_promtool() {
+    rm -rf var/promtool && mkdir -p var/promtool &&
+        (cd var/promtool && apt-get download -q prometheus && dpkg-deb -x prometheus_*.deb deb && mv deb/usr/bin/promtool . &&
+            rm -rf deb prometheus_*.deb)
+}
+
+setup_promtool() {
+    if command -v promtool >/dev/null || [ -x var/promtool/promtool ]; then return; fi
+    if command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null; then
+        (step "fetching promtool with apt-get (it tests the alert rules)" fetch_promtool) ||
+            echo "no promtool: the tests of the alert rules are skipped"
+    fi
+}
+
 setup_make() {
     if may_install; then
         step "installing make with apt-get" apt_install make
@@ -176,9 +201,9 @@ setup_make() {
 }
 
 case "${1:-}" in
-venv | packages | project | java | jars | make) "setup_$1" ;;
+venv | packages | project | java | jars | make | browser | promtool) "setup_$1" ;;
 *)
-    echo "usage: ops/setup.sh venv|packages|project|java|jars|make" >&2
+    echo "usage: ops/setup.sh venv|packages|project|java|jars|make|browser|promtool" >&2
     exit 2
     ;;
 esac

@@ -109,6 +109,33 @@ def moved_table(moved: Sequence[Any]) -> str:
     ])
 
 
+def fields_table(moved: Sequence[Any]) -> str:
+    """A line per field: its figures before and now, and which of them moved most."""
+    wide = max(len("field"), *(len(move.field) for move in moved))
+    heads = "".join(f"  {name:>8}  {'now':>8}" for name in ("missing", "unseen", "PSI"))
+    lines = [f"{'field':<{wide}}{heads}  {'moved':<7}  {'z':>7}  {'rows now':>9}"]
+    for move in moved:
+        cells = "".join(
+            f"  {_share(move.before[name]):>8}  {_share(move.now[name]):>8}" for name in ("missing_share", "unseen_share")
+        ) + f"  {_number(move.before['psi']):>8}  {_number(move.now['psi']):>8}"
+        what = {"missing_share": "missing", "unseen_share": "unseen", "psi": "PSI"}[move.moved]
+        lines.append(f"{move.field:<{wide}}{cells}  {what:<7}  {move.z:>+7.1f}  {move.rows:>9,}")
+    return "\n".join(lines)
+
+
+def _share(share: float | None) -> str:
+    return "none" if share is None else f"{share:.2%}"
+
+
+def reference_line(version: int, own: Mapping[str, Any], still: Mapping[str, Any]) -> str:
+    """The model beside the version that stands still, on the same rows."""
+    figures = ", ".join(
+        f"{shown} {_number(own[name])} (reference {_number(still[name])})"
+        for shown, name in (("AUC", "auc"), ("log loss", "log_loss"), ("calibration", "calibration"))
+    )
+    return f"beside version {version}, {own['rows']:,} rows of the sample: {figures}"
+
+
 def freshness_table(whole: Mapping[str, float | None], parts: Mapping[str, Mapping[str, float | None]], clicks: int) -> str:
     """How long a click takes to change an answer, and the parts of its way."""
     lines = [f"{'from the click on, ms':<24}{'p50':>8}{'p99':>8}   of {clicks:,} clicks followed"]

@@ -1,9 +1,10 @@
-"""Questions to the log of windows and slices: which lines, and which slices moved most.
+"""Questions to the logs of windows: which lines, and which slices and fields moved most.
 
 A slice moved when its newest windows differ from those before them by more than chance: the difference over its standard error,
 z, of the logarithm of calibration (clicks are counts: 1/clicks on either side), of the log loss (from the squares that the log
 keeps), and of the AUC (Hanley, McNeil, Radiology 1982). Among a hundred slices and three figures chance alone makes a z of 3.5
-now and then.
+now and then. Of a field the same of its shares of missing and unseen values, as if each came by itself, and of its stability
+index, by the spread of the windows before.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 from schemas import fields
@@ -47,6 +50,23 @@ class Moved:
         return asdict(self)
 
 
+@dataclass(frozen=True, slots=True)
+class FieldMoved:
+    """A field, and the figure of it that moved most, with its z. before, now: all of them, missing_share, unseen_share and the
+    mean stability index psi. rows: looked at in the newest windows."""
+
+    field: str
+    moved: str
+    z: float
+    rows: int
+    before: Mapping[str, float | None]
+    now: Mapping[str, float | None]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
 def moment(text: str, now_us: int, flag: str) -> int:
     """Microseconds since 1970 of "90s", "15m", "2h", "7d" ago, or of an ISO 8601 time with its zone. Raises ConfigError."""
     if text[-1:] in _UNITS and text[:-1].replace(".", "", 1).isdecimal():
@@ -73,7 +93,7 @@ def asked(settings: Settings, text: str) -> tuple[str, tuple[str, ...]]:
 
 def whole_windows(settings: Settings, since_us: int | None = None, until_us: int | None = None, most: int = 0) -> list[Line]:
     """The newest `most` windows (0 = all) that closed within the time, oldest first, with all that is known of them."""
-    return _lines(settings, ("field", "==", ""), None, since_us, until_us, most)
+    return _lines(settings.windows_dir, ("field", "==", ""), None, since_us, until_us, most)
 
 
 def slice_lines(
@@ -81,17 +101,23 @@ def slice_lines(
 ) -> list[Line]:
     """The same of slices: of one field, or of all. Their sums and figures alone."""
     wanted = ("field", "!=", "") if field is None else ("field", "==", field)
-    return _lines(settings, wanted, _SLICE_COLUMNS, since_us, until_us, most)
+    return _lines(settings.windows_dir, wanted, _SLICE_COLUMNS, since_us, until_us, most)
+
+
+def field_lines(
+    settings: Settings, since_us: int | None = None, until_us: int | None = None, most: int = 0
+) -> list[Line]:
+    """The same of fields: what the model was fed with."""
+    return _lines(settings.fields_dir, ("field", "!=", ""), None, since_us, until_us, most)
 
 
 def _lines(
-    settings: Settings, wanted: tuple[str, str, str], columns: list[str] | None, since_us: int | None, until_us: int | None,
-    most: int,
+    folder: Path, wanted: tuple[str, str, str], columns: list[str] | None, since_us: int | None, until_us: int | None, most: int
 ) -> list[Line]:
     from pyarrow import parquet  # here: it takes 100 ms
 
     found: list[Line] = []
-    for path in sorted(settings.windows_dir.glob("*.parquet"), reverse=True):
+    for path in sorted(folder.glob("*.parquet"), reverse=True):
         began_us = int(path.name.partition("-")[0])
         if until_us is not None and began_us >= until_us:
             continue
@@ -147,6 +173,47 @@ def moved(found: Sequence[Line], newest: int) -> list[Moved]:
         if min(was["clicks"], is_["clicks"]) >= LEAST_CLICKS:
             ranked.append(max(_moves(field, value, was, is_), key=lambda move: abs(move.z)))
     return sorted(ranked, key=lambda move: -abs(move.z))
+
+
+def fields_moved(found: Sequence[Line], newest: int) -> list[FieldMoved]:
+    """Fields by how far their last so many windows are from those before, farthest first."""
+    recent = set(_windows(found)[-newest:])
+    sides: dict[str, tuple[list[Line], list[Line]]] = {}
+    for line in found:
+        side = sides.setdefault(line["field"], ([], []))
+        side[(line["time_us"], line["first_row"]) in recent].append(line)
+    return sorted((_field(field, *side) for field, side in sides.items()), key=lambda one: -abs(one.z))
+
+
+def _field(field: str, before: Sequence[Line], now: Sequence[Line]) -> FieldMoved:
+    figures: dict[str, tuple[float | None, float | None, float]] = {}
+    for figure in ("missing_share", "unseen_share"):
+        (was, count), (is_, count_now) = _share(before, figure), _share(now, figure)
+        both = (was * count + is_ * count_now) / max(count + count_now, 1)
+        error = math.sqrt(both * (1 - both) * (1 / count + 1 / count_now)) if count and count_now else 0.0
+        figures[figure] = (was if count else None, is_ if count_now else None, (is_ - was) / error if error else 0.0)
+    was_psi, is_psi = ([line["psi"] for line in side if line["psi"] is not None] for side in (before, now))
+    z = 0.0
+    if len(was_psi) > 1 and is_psi and (spread := stdev(was_psi)):
+        z = (fmean(is_psi) - fmean(was_psi)) / (spread * math.sqrt(1 / len(was_psi) + 1 / len(is_psi)))
+    figures["psi"] = (fmean(was_psi) if was_psi else None, fmean(is_psi) if is_psi else None, z)
+    moved = max(figures, key=lambda figure: abs(figures[figure][2]))
+    return FieldMoved(
+        field=field, moved=moved, z=figures[moved][2], rows=sum(line["rows"] for line in now),
+        before={figure: found[0] for figure, found in figures.items()},
+        now={figure: found[1] for figure, found in figures.items()},
+    )
+
+
+def _share(lines: Sequence[Line], figure: str) -> tuple[float, int]:
+    """Over all these lines, and of how many: examples, or values that are not missing."""
+    count = total = 0
+    for line in lines:
+        if line[figure] is not None:
+            missing = round(line["missing_share"] * line["rows"])
+            own = line["rows"] if figure == "missing_share" else line["values"] - missing
+            count, total = count + own, total + round(line[figure] * own)
+    return total / max(count, 1), count
 
 
 def summed(found: Sequence[Mapping[str, Any]], score: str = "") -> dict[str, Any]:

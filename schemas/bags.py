@@ -71,6 +71,14 @@ class Bags:
             high = low + int(lengths.sum(dtype=np.int64))
         return made(f, self.ids[low:high], None if self.values is None else self.values[low:high], lengths)
 
+    def starts(self) -> NDArray[np.int64]:
+        """(B, F): where each bag begins among the ids."""
+        if self.lengths is None:
+            return np.arange(len(self.ids)).reshape(-1, self.fields)
+        found = self.lengths.cumsum(dtype=np.int64)
+        found -= self.lengths
+        return found.reshape(-1, self.fields)
+
     def all_lengths(self) -> Lengths:
         """(B·F,), ones where none are kept."""
         return np.ones(len(self.ids), np.uint16) if self.lengths is None else self.lengths

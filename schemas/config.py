@@ -392,25 +392,48 @@ class ScoreConfig:
 class MetricsConfig:
     """What is logged about the model before it learns, and about what was served."""
 
+    watch: bool = True                 # by slice, within groups, of what was served, of the fields; false: of windows alone
     window_rows: int = 20_000          # examples per logged window
     half_life_rows: int = 1_000_000    # examples after which one counts half in the decayed figures
     group: str = "slate"               # AUC is also taken within each of these and averaged: slate, or a categorical field
     slice_values: int = 50             # of each field that the schema calls a slice, so many values a window, the most frequent
+    new_below: int = 100               # of a field with slice = "new", a value that fewer examples had is new; where rows count
+                                       # none (model.statistics=false), one that none had
+    sample: int = 16                   # one example in so many is looked at field by field, and by the reference; 0 = none
+    reference: str = ""                # a version that scores the sample beside the model: its number, or pinned (the newest
+                                       # that is pinned); none = there is none
+    joiner_port: int = 9464            # OpenMetrics on 127.0.0.1; a second joiner of a machine has the next one. 0 = any free,
+                                       # -1 = none; where one is taken, that is said and the process goes on without
+    trainer_port: int = 9480           # the same
     keep_mb: int = 256                 # of the log of windows and slices (Parquet); the oldest go
 
     def __post_init__(self) -> None:
         _at_least("metrics", "window_rows", self.window_rows, 100, "an AUC of fewer rows is noise")
         _at_least("metrics", "half_life_rows", self.half_life_rows, 1, "a number of examples")
         _at_least("metrics", "slice_values", self.slice_values, 1, "a slice has a value")
+        _at_least("metrics", "new_below", self.new_below, 1, "1 = what no example had")
+        _at_least("metrics", "sample", self.sample, 0, "0 = no figures per field")
+        if self.reference not in ("", "pinned") and not self.reference.isdecimal():
+            raise ConfigError(f"metrics.reference={self.reference}: a version's number, pinned, or empty: none")
+        if self.reference and not self.sample:
+            raise ConfigError(f"metrics.reference={self.reference}: needs a sample (metrics.sample=16)")
+        for key in ("joiner_port", "trainer_port"):
+            if not -1 <= getattr(self, key) <= 65535:
+                raise ConfigError(f"metrics.{key}={getattr(self, key)}: from 1 to 65535, 0 = any free one, -1 = none")
         _at_least("metrics", "keep_mb", self.keep_mb, 1, "a window of a hundred slices takes 12 kB")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AlarmsConfig:
-    """Who hears of an alarm, besides the log and var/metrics/NAME/alarms.jsonl."""
+    """Who hears of an alarm, besides the log and var/metrics/NAME/alarms.jsonl, and what is one about the stream itself (what
+    drift is, the stream's own past says: docs/drift.md)."""
 
     webhook: str = field(default="", repr=False)  # http(s)://… that each alarm is POSTed to, as JSON; none = nobody
     timeout_s: float = 5.0             # that one try may take
+    lag_s: float = 60.0                # records wait, and the newest that was read is older than this
+    version_age_s: float = 60.0        # examples are learnt, and the newest version is older than this
+    dead_letter_share: float = 0.01    # of the events of a minute
+    late_share: float = 0.1            # of the actions of a minute: too late, or without an impression
 
     def __post_init__(self) -> None:
         try:
@@ -421,6 +444,11 @@ class AlarmsConfig:
         if self.webhook and not right:
             raise ConfigError("alarms.webhook: must be http://HOST… or https://HOST…; alarms are POSTed there")
         _at_least("alarms", "timeout_s", self.timeout_s, 0.1, "an answer takes its time")
+        for key in ("lag_s", "version_age_s"):
+            _at_least("alarms", key, getattr(self, key), 1, "figures are taken once a second")
+        for key in ("dead_letter_share", "late_share"):
+            if not 0 < getattr(self, key) <= 1:
+                raise ConfigError(f"alarms.{key}={getattr(self, key)}: above 0, at most 1 (1 = never)")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -456,6 +484,11 @@ class Settings:
     def windows_dir(self) -> Path:
         """Parquet, a line per window and slice."""
         return self.metrics_dir / "windows"
+
+    @property
+    def fields_dir(self) -> Path:
+        """Parquet, a line per window and field."""
+        return self.metrics_dir / "fields"
 
 
 SECRETS = frozenset(  # keys whose values nobody prints

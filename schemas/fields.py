@@ -44,8 +44,8 @@ class Field:
     log_bins_and_log = the same, and sign(v)·ln(1+|v|) beside it, 0 where missing, for models that read it (schemas/models);
     raw = one learnt row times the number, clipped to ±1e6; log = the same times sign(v)·ln(1+|v|).
     training_only: known only after showing (position); scores are computed with served_value.
-    slice: metrics are kept per value. values: names of values that metrics are to show by; others show as their ids, which is
-    all that the trainer sees of them.
+    slice: metrics are kept per value; "new": by whether the value is new (metrics.new_below). values: names
+    of values that metrics are to show by; others show as their ids, which is all that the trainer sees of them.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Field:
     pool: Literal["mean", "sum"] = "mean"
     training_only: bool = False
     served_value: str | None = None
-    slice: bool = False
+    slice: bool | Literal["new"] = False
     values: tuple[str, ...] = ()
 
     @property
@@ -665,10 +665,12 @@ def _field(entry: Mapping[str, Any], origin: str) -> Field:
     served = entry.get("served_value")
     if entry.get("training_only") and served is None:
         raise SchemaError(f"{where}: training_only needs served_value, the value that scores are computed with")
+    if entry.get("slice", False) not in (True, False, "new"):
+        raise SchemaError(f'{where}: slice={entry["slice"]!r}: true (by value), or "new" (by whether the value is new)')
     if entry.get("slice") and (entry["kind"] == "set" or entry.get("transform") in ("raw", "log")):
         raise SchemaError(f"{where}: slice = true on a set or a real number; a slice takes one category an example: drop slice")
     values = entry.get("values", [])
-    if not isinstance(values, list) or (values and not entry.get("slice")):
+    if not isinstance(values, list) or (values and entry.get("slice") is not True):
         raise SchemaError(f"{where}: values={values!r}: a list of names, for a field with slice = true")
     return Field(**{
         **entry, "served_value": None if served is None else str(served), "values": tuple(str(value) for value in values),

@@ -108,6 +108,7 @@ class Alarms:
         }
         self._journal = Journal(path)
         self._lock = threading.Lock()
+        self._closed = False
         self._webhook = _Webhook(config.webhook, config.timeout_s, self._undelivered) if config.webhook else None
 
     @property
@@ -117,11 +118,14 @@ class Alarms:
             return tuple(self._open.values())
 
     def raise_(self, alarm: Alarm) -> None:
-        """Let it be known. Does not wait and does not raise."""
+        """Let it be known; the end of what is not open is none. Does not wait and does not raise."""
         with self._lock:
+            if self._closed:
+                return
             if alarm.row and (alarm.what, alarm.state, alarm.row) in self._told:
                 return                                       # the same stretch of log once more
-            self._open.pop(alarm.what, None)
+            if self._open.pop(alarm.what, None) is None and alarm.state == "over":
+                return
             if alarm.state == "raised":
                 self._open[alarm.what] = alarm
             line = {
@@ -137,7 +141,9 @@ class Alarms:
         """Give the webhook a moment for what waits, and end."""
         if self._webhook is not None:
             self._webhook.close()
-        self._journal.close()
+        with self._lock:
+            self._closed = True
+            self._journal.close()
 
     def _undelivered(self, alarms: int) -> None:
         with self._lock:

@@ -131,6 +131,13 @@ class Kafka:
         found = await thread.call_thread(thread._ensure_consumer().offsets_for_times, wanted)
         return {place.partition: at.offset for place, at in found.items() if at is not None}
 
+    def behind(self, next_offsets: Mapping[int, int]) -> dict[int, int]:
+        """How many records wait in each partition from that offset on, as the newest answer of the broker knows them; of those
+        that it has answered of."""
+        consumer = self._app.consumer
+        ends = {partition: consumer.highwater(TP(self._topic, partition)) for partition in next_offsets}
+        return {partition: max(end - next_offsets[partition], 0) for partition, end in ends.items() if end is not None}
+
     async def partitions(self, topic: str) -> int:
         """How many partitions a topic has. Raises BrokerError if it does not exist."""
         count = len(await self._app.producer._producer.partitions_for(topic))

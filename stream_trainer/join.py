@@ -34,6 +34,7 @@ RECORD_IDS = 1 << 16     # ids in one record at most, beside join.record_rows: 5
 NO_TIME = -(1 << 62)     # the watermark of a log in which no event was read
 MOST_VALUE = 1e6         # of an action as its example's weight: one of more would be the only one learnt
 MOST_UNCHOSEN = 32       # items of a slate that are copied for each that is wanted; of wider ones, those wanted are taken first
+ANEW = "anew/"           # of the ids of impressions that were published once more
 _NO_PLACES: Mapping[int, int] = {}
 
 
@@ -281,6 +282,8 @@ class JoinCore:
                 self._end(offset, offset, End.FLUSH)
         elif isinstance(event, Impression):
             self.counts["impressions"] += 1
+            if event.impression_id.startswith(ANEW):
+                self.counts["anew"] += 1
             self._flow(event.time_us)
             if self.config.suspect_labels:
                 self.pulse = self.pulse.shown(self.watermark_us, len(event.item_ids), self._reach_us)

@@ -25,7 +25,8 @@ from schemas.echo import TrainingFields, to_bags
 from schemas.errors import BadEvent, BrokerError
 from schemas.events import Impression, Tick, encoded, tick_bytes
 from schemas.journal import Journal
-from stream_trainer import faust_driver, pulse
+from stream_trainer import exposition, faust_driver, health, pulse
+from stream_trainer.alarms import Alarms
 from stream_trainer.corrections import SECOND
 from stream_trainer.corrector import Corrector
 from stream_trainer.faust_driver import Kafka, Position, Record
@@ -49,9 +50,9 @@ def run(settings: Settings) -> None:
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
     schema = fields.load(settings.model.schema)
-    handler = Joiner(settings, schema)
-    topic = settings.kafka.topic("events")
     member = take_slot(settings.var / "slots", f"{settings.model.name}-joiner")
+    handler = Joiner(settings, schema, int(member.rpartition("-")[2]))
+    topic = settings.kafka.topic("events")
     faust_driver.run(settings.kafka, topic, group_of(settings), member, handler)
 
 
@@ -63,7 +64,8 @@ def group_of(settings: Settings) -> str:
 class Joiner:
     """One worker: a JoinCore per assigned partition."""
 
-    def __init__(self, settings: Settings, schema: fields.FieldSchema) -> None:
+    def __init__(self, settings: Settings, schema: fields.FieldSchema, slot: int = 0) -> None:
+        """slot: which of this machine's joiners of the model it is."""
         self._settings = settings
         self._schema = schema
         self._encoder = fields.Encoder(schema, training=True)
@@ -78,6 +80,18 @@ class Joiner:
         self._totals: Counter[str] = Counter()       # of cores that were dropped
         self._holding = Holding(settings.join)
         self._journal = Journal(settings.metrics_dir / "joiner.jsonl")
+        self._alarms = Alarms(
+            settings.alarms, settings.alarms_file, model=settings.model.name, process=f"joiner-{slot}" if slot else "joiner"
+        )
+        self._health = health.Health(self._alarms.open)
+        self._minute = health.Minute()
+        self._read_us = 0                            # Kafka's time of the newest record that was read
+        self._figures: dict[str, Any] | None = None  # as they were last reported
+        port = settings.metrics.joiner_port
+        self._exposition = exposition.Exposition(
+            "metrics.joiner_port", port + slot if port > 0 else port,
+            lambda: exposition.of_joiner(self._figures, self._alarms.open),
+        )
         self._kafka: Kafka | None = None
         self._stopping = False
         self._in_order = asyncio.Lock()              # records leave in the order in which they were made
@@ -114,6 +128,7 @@ class Joiner:
         if core is None:
             return
         self._check_place(records)
+        self._read_us = records[-1].kafka_time_us
         core.feed_all([record.event for record in records if record.offset >= core.next_offset])
         self._quiet_since[partition] = time.monotonic()
         self._check_memory()
@@ -168,7 +183,7 @@ class Joiner:
                 await self._commit(kafka)
             if now >= status_at:
                 status_at = now + STATUS_EVERY_S
-                self._report()
+                self._report(kafka)
 
     async def stopping(self) -> None:
         self._stopping = True
@@ -176,7 +191,9 @@ class Joiner:
             await self._corrector.stop()
         if self._kafka is not None:
             await self._commit(self._kafka)
-        self._report()
+            self._report(self._kafka)
+        self._exposition.close()
+        self._alarms.close()
 
     # --- out ---
 
@@ -269,16 +286,34 @@ class Joiner:
         self._totals["echoes" if bags is not None else "echoes_stale"] += 1
         return bags
 
-    def _report(self) -> None:
-        counts = Counter(self._totals)
-        for core in self._cores.values():
+    def _report(self, kafka: Kafka) -> None:
+        """Say how it goes, and what is not as it should be."""
+        counts, cores = Counter(self._totals), list(self._cores.values())
+        for core in cores:
             counts.update(core.counts)
-        self._journal.write({
-            "event": "joiner.status", "partitions": sorted(self._cores), "open": sum(c.open for c in self._cores.values()),
+        now_s, now_us = time.monotonic(), time.time_ns() // 1000
+        known = [core.watermark_us for core in cores if core.watermark_us != NO_TIME]
+        pulses = {core.partition: core.pulse for core in cores}
+        self._figures = {
+            "partitions": sorted(self._cores), "open": sum(core.open for core in cores),
             "bytes_per_open": round(self._holding.bytes_per_impression),
             "counts": dict(counts), "unknown_fields": dict(self._encoder.unknown),
+            "rates": health.joiner_rates(self._minute.of(counts, now_s)),
+            "lag": {str(p): n for p, n in kafka.behind({core.partition: core.next_offset for core in cores}).items()},
+            "read_age_s": (now_us - self._read_us) / 1e6 if self._read_us else None,
+            "event_age_s": (now_us - min(known)) / 1e6 if known else None,
+            "labels": {
+                "stopped": sorted(p for p, one in pulses.items() if one.stopped),
+                "missing": max((one.silent for one in pulses.values()), default=0.0),
+                "usual": sum(one.labels for one in pulses.values()) / max(sum(one.items for one in pulses.values()), 1.0),
+            },
+            "unwritten": f"{self._journal.path}: {self._journal.lost:,} rows are lost" if self._journal.lost else None,
+            "metrics_port": self._exposition.port, "alarms_dropped": self._alarms.dropped,
             **({} if self._corrector is None else {"actions_held": self._corrector.held}),
-        })
+        }
+        self._journal.write({"event": "joiner.status", **self._figures})
+        for alarm in self._health.look(health.of_joiner(self._figures, self._settings.alarms), now_s, now_us):
+            self._alarms.raise_(alarm)
 
 
 def start_of(topic: str, partition: int, at: Position) -> Low:

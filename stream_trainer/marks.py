@@ -6,10 +6,12 @@ meant: the field's `values` in the schema, whole numbers, orders of magnitude. A
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.bags import Bags
+from schemas.bags import Bags, Ids
 from schemas.config import MetricsConfig, the_one
 from schemas.fields import Field, FieldSchema
 from schemas.hashing import canonical, hash_missing, hash_value
@@ -18,6 +20,7 @@ Keys = NDArray[np.uint64]
 
 NOTHING = 0            # a key that says nothing: no group, or a value that was not noted
 SLATE = "slate"
+NEW, KNOWN = 1 << 48, 2 << 48   # of a field whose values are watched by whether they are new
 _SLATE_BITS = 48       # of an offset; a source partition stands above
 _NUMBERS = 1000        # whole numbers that are known by name: hours, places, days
 _HALVES = range(-40, 140)  # exponents of log_bins that are: a millionth to 1e21
@@ -34,27 +37,40 @@ class Marker:
 
     def __init__(self, schema: FieldSchema, config: MetricsConfig) -> None:
         """Raises ConfigError for a metrics.group that is no single-valued field of the schema."""
+        self.schema = schema
         place = {spec.name: column for column, spec in enumerate(schema.fields) if spec.kind == "categorical"}
         the_one("metrics.group", config.group, {SLATE: None, **place})
         self._group = place.get(config.group)
         self._no_group = 0 if self._group is None else hash_missing(schema.fields[self._group].number)
         self.slices = tuple(spec for spec in schema.fields if spec.slice)
-        self._columns = [column for column, spec in enumerate(schema.fields) if spec.slice]
+        columns = [column for column, spec in enumerate(schema.fields) if spec.slice]
+        self._columns = np.array(columns if self._group is None else [self._group, *columns], np.intp)
+        self._new = [1 + place for place, spec in enumerate(self.slices) if spec.slice == "new"]
+        self._new_below = config.new_below
         self._names = [names_of(spec) for spec in self.slices]
 
-    def keys(self, bags: Bags, source: NDArray[np.int64], impression: NDArray[np.int64]) -> Keys:
-        """(B, 1 + S): the group, then each slice's value. bags: B rows. source, impression: (B,), the slate of each."""
-        columns = self._columns if self._group is None else [self._group, *self._columns]
+    def keys(
+        self, bags: Bags, source: NDArray[np.int64], impression: NDArray[np.int64],
+        counts: Callable[[Ids], NDArray[np.float32]] | None = None,
+    ) -> Keys:
+        """(B, 1 + S): the group, then each slice's value. bags: B rows. source, impression: (B,), the slate of each. counts: in
+        how many examples the row of each id was, before these; None: what is new is not noted."""
+        keys = np.empty((len(source), 1 + len(self.slices)), np.uint64)
+        found = keys if self._group is not None else keys[:, 1:]                                    # (B, S) or (B, 1 + S)
         if bags.lengths is None:
-            first = bags.ids.reshape(-1, bags.fields)[:, columns]                                   # (B, S) or (B, 1 + S)
+            found[:] = bags.ids.reshape(-1, bags.fields).take(self._columns, axis=1)
         else:
-            starts = np.cumsum(bags.lengths, dtype=np.int64) - bags.lengths                         # (B·F,)
-            first = bags.ids[starts.reshape(-1, bags.fields)[:, columns]]
+            found[:] = bags.ids.take(bags.starts().take(self._columns, axis=1))
         if self._group is None:
-            slate = (source.astype(np.uint64) << np.uint64(_SLATE_BITS)) + impression.astype(np.uint64) + np.uint64(1)
-            return np.concatenate((slate[:, None], first), axis=1)
-        first[first[:, 0] == np.uint64(self._no_group), 0] = NOTHING
-        return first
+            slate = source << _SLATE_BITS
+            slate += impression
+            slate += 1
+            keys[:, 0] = slate.view(np.uint64)
+        else:
+            keys[keys[:, 0] == np.uint64(self._no_group), 0] = NOTHING
+        for place in self._new:
+            keys[:, place] = NOTHING if counts is None else np.where(counts(keys[:, place]) < self._new_below, NEW, KNOWN)
+        return keys
 
     def name(self, place: int, key: int) -> str:
         """What a value of slice `place` is called."""
@@ -63,6 +79,8 @@ class Marker:
 
 def names_of(spec: Field) -> dict[int, str]:
     """Id → name of the values of a field that can be named."""
+    if spec.slice == "new":
+        return {NOTHING: "(not noted)", NEW: "new", KNOWN: "known"}
     named = {NOTHING: "(not noted)", hash_missing(spec.number): "(missing)"}
     if spec.binned:
         named[hash_value(spec.number, b"0")] = "0"

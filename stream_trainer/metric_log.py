@@ -1,4 +1,4 @@
-"""The log of windows and slices: Parquet under var/metrics/NAME/windows, a line per window and slice.
+"""Logs of windows: Parquet under var/metrics/NAME, in windows/ a line per window and slice, in fields/ per window and field.
 
 A file holds up to FILE_WINDOWS of them. The newest is written anew, whole, with each checkpoint: beside its name, then renamed,
 so that there is never half a file, nor a window twice. (A reader that opens one file twice, as DuckDB does, may meet two of
@@ -23,12 +23,15 @@ import pyarrow as pa
 import structlog
 from pyarrow import parquet
 
+from stream_trainer.inputs import FIELD_COLUMNS
 from stream_trainer.watching import COLUMNS, Table
 
 FILE_WINDOWS = 64
 WAITING = 256         # tables that a disk that hangs makes wait; more are lost, and counted
 FLUSH_TIMEOUT_S = 2.0  # the learner's thread waits no longer for such a disk
 RETRY_S = 1.0
+
+_WHOLE = ("first_row", "last_row", "rows", "clicks", "groups", "values", "bins", "version")
 
 log = structlog.get_logger()
 
@@ -38,23 +41,30 @@ def _type(column: str) -> pa.DataType:
         return pa.string()
     if "decile" in column:
         return pa.list_(pa.float64())
-    integer = column.removeprefix("served_") in ("first_row", "last_row", "rows", "clicks", "groups")
-    return pa.int64() if integer else pa.float64()
+    plain = column.removeprefix("served_").removeprefix("own_").removeprefix("reference_")
+    return pa.int64() if plain in _WHOLE else pa.float64()
 
 
-SCHEMA = pa.schema(
-    [("time", pa.timestamp("us", "UTC")), ("lineage", pa.string()), *((column, _type(column)) for column in COLUMNS)]
-)
+def _schema(columns: Sequence[str]) -> pa.Schema:
+    return pa.schema(
+        [("time", pa.timestamp("us", "UTC")), ("lineage", pa.string()), *((column, _type(column)) for column in columns)]
+    )
+
+
+SCHEMA = _schema(COLUMNS)                  # of windows and slices
+FIELDS_SCHEMA = _schema(FIELD_COLUMNS)
 
 
 class MetricLog:
-    """Owns the files of one model. `write` may be called by one thread; it never waits."""
+    """Owns the files of one model's log. `write` may be called by one thread; it never waits."""
 
-    def __init__(self, folder: Path, lineage: str, rows: int, keep_bytes: int) -> None:
-        """rows: examples in windows that the checkpoint knows; what the log has from there on is learnt again, and goes."""
+    def __init__(self, folder: Path, lineage: str, rows: int, keep_bytes: int, schema: pa.Schema = SCHEMA) -> None:
+        """rows: examples in windows that the checkpoint knows; what the log has from there on is learnt again, and goes.
+        schema: of the files; the tables given have its columns."""
         self.trouble: str | None = None   # why what waits cannot be written
         self.lost = 0                     # windows that will never be
         self._folder, self._lineage, self._rows, self._keep_bytes = folder, lineage, rows, keep_bytes
+        self._schema = schema
         self._given = self._written = 0   # windows
         self._queue: queue.Queue[tuple[int, Table] | threading.Event | None] = queue.Queue(WAITING)
         self._file: Path | None = None    # the newest
@@ -116,8 +126,8 @@ class MetricLog:
             self._file, self._windows, self._standing = None, [], 0
         lines = len(table["field"])
         columns = {"time": [time_us] * lines, "lineage": [self._lineage] * lines, **table}
-        arrays = [pa.array(columns[column.name], column.type, from_pandas=True) for column in SCHEMA]   # NaN is null
-        self._windows.append(pa.table(arrays, schema=SCHEMA))
+        arrays = [pa.array(columns[column.name], column.type, from_pandas=True) for column in self._schema]   # NaN is null
+        self._windows.append(pa.table(arrays, schema=self._schema))
 
     def _write(self) -> bool:
         """The newest file as it is now. Whether all stands there."""
@@ -162,7 +172,7 @@ class MetricLog:
                 continue
             if len(kept) < len(windows):
                 _put(path, kept)
-            if newest and kept[0].schema.equals(SCHEMA) and len(kept) + len(self._windows) <= FILE_WINDOWS:
+            if newest and kept[0].schema.equals(self._schema) and len(kept) + len(self._windows) <= FILE_WINDOWS:
                 self._file, self._windows, self._standing = path, kept + self._windows, len(kept)
             newest = False
             if len(kept) == len(windows):

@@ -11,19 +11,23 @@ Source: Blum, Kalai, Langford, Beating the Hold-Out, COLT 1999; He et al., ADKDD
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from schemas.errors import ShapeError
+from stream_trainer.inputs import Sample, sample_of, state_of, together
 from stream_trainer.losses import clipped, plain_losses
 from stream_trainer.marks import Keys
 from stream_trainer.verdicts import Verdicts
 
 Floats = NDArray[np.float32]
+Sampled = Callable[[], Sample]   # takes it when it is wanted
 
 BINS = 1 << 16             # of the lifetime's AUC, over the logit
 _LOGIT_END = 16.2          # beyond the logit of losses.CLIP
@@ -79,14 +83,35 @@ class Rows(NamedTuple):
 class Watcher(Protocol):
     """Takes the rows of each complete window, and has a state that belongs to the same moment as the windows'."""
 
-    def closed(self, window: Window, rows: Rows) -> None:
-        """A window is complete."""
+    def closed(self, window: Window, rows: Rows, sample: Sample | None) -> None:
+        """A window is complete. sample: of what was learnt up to then, since the window before."""
 
     def state(self) -> dict[str, NDArray[Any]]:
         """All of it, as arrays whose names begin with watch_."""
 
     def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
         """Go on where `state` was taken, by whomever."""
+
+
+class Doer(Protocol):
+    """Does pieces of work in the order in which they are given."""
+
+    def give(self, work: Callable[[], None]) -> None:
+        """Do it, now or soon."""
+
+    def settle(self) -> None:
+        """Returns when all is done that was given."""
+
+
+class AtOnce:
+    """Does it when it is given."""
+
+    def give(self, work: Callable[[], None]) -> None:
+        """Do it now."""
+        work()
+
+    def settle(self) -> None:
+        """Nothing waits."""
 
 
 class Tally:
@@ -135,16 +160,20 @@ class Tally:
 class Progressive:
     """Takes scores and labels in any cut; gives a `Window` for each `window_rows` of them, and figures over all.
 
-    watcher: is told the rows of each window too; None = nobody.
+    watcher: is told the rows of each window too; None = nobody. doer: closes windows, at once or on a thread beside; what is
+    asked for here is the same either way.
     """
 
-    def __init__(self, window_rows: int, watcher: Watcher | None = None) -> None:
+    def __init__(self, window_rows: int, watcher: Watcher | None = None, doer: Doer | None = None) -> None:
         self.window_rows = window_rows
         self.verdicts = Verdicts()
         self._watcher = watcher
+        self._doer = doer or AtOnce()
+        self._closed: deque[Window] = deque()                  # and not returned yet
         self._first = 0                                        # rows in windows that are complete
         self._waiting: list[Rows] = []                         # of the window that is being filled
         self._waiting_rows = 0
+        self._samples: list[Sampled] = []                      # of what was learnt since the last window
         self._complete = Tally()                               # of windows that are complete
 
     @property
@@ -157,11 +186,16 @@ class Progressive:
         """Examples in complete windows: the first row of the one that is being filled."""
         return self._first
 
+    def note(self, sample: Sampled) -> None:
+        """Of a batch that was just learnt: it goes to the window that is being filled, and is taken when that closes."""
+        self._samples.append(sample)
+
     def add(
         self, probabilities: Floats, labels: Floats, weights: Floats | None = None, served: Floats | None = None,
         keys: Keys | None = None,
     ) -> list[Window]:
-        """The windows that these examples completed, mostly none. All as in Rows; None = all 1, not told, not watched."""
+        """The windows that were closed since this was asked last: mostly none, and those that these examples completed unless
+        a thread beside closes them. All as in Rows; None = all 1, not told, not watched."""
         rows = len(labels)
         weights = np.ones(labels.shape, np.float32) if weights is None else weights
         served = np.full(labels.shape, np.nan, np.float32) if served is None else served
@@ -172,7 +206,7 @@ class Progressive:
                 f"{labels.shape} labels"
             )
         given = Rows(probabilities, labels, weights, served, keys)
-        complete, start = [], 0
+        start = 0
         while start < rows:
             part = given.take(slice(start, start + self.window_rows - self._waiting_rows)).copy()
             if self._waiting and self._waiting[0].keys.shape[1] != part.keys.shape[1]:
@@ -181,8 +215,8 @@ class Progressive:
             self._waiting_rows += len(part.labels)
             start += len(part.labels)
             if self._waiting_rows == self.window_rows:
-                complete.append(self._close())
-        return complete
+                self._close()
+        return [self._closed.popleft() for _ in range(len(self._closed))]
 
     def partial(self) -> Window | None:
         """The window that is being filled, as far as it is."""
@@ -194,6 +228,7 @@ class Progressive:
         """All rows so far. The AUC is taken from 65,536 bins of the logit; `auc_error` bounds what that can cost."""
         if not self.rows:
             return None
+        self._doer.settle()
         whole = self._complete
         if self._waiting_rows:
             waiting = Tally()
@@ -202,19 +237,22 @@ class Progressive:
         return whole.figures(0, self.rows)
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """All of it, as arrays for the checkpoint."""
+        """All of it, as arrays for the checkpoint. Waits until complete windows are closed."""
+        self._doer.settle()
         waiting = self._open()
         return {
             **self.verdicts.state(),
             "first": np.array([self._first], np.int64), **self._complete.state(),
             "probabilities": waiting.probabilities, "labels": waiting.labels, "weights": waiting.weights,
             "served": waiting.served, "keys": waiting.keys,
+            **{f"sample_{name}": array for name, array in state_of(self._sampled()).items()},
             **({} if self._watcher is None else self._watcher.state()),
         }
 
     def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
         """Go on exactly where `state` was taken. With a smaller window than then, what was waiting may fill some: they
         count, but are not reported."""
+        self._doer.settle()
         self.verdicts.restore(state)
         self._first = int(state["first"][0])
         sums = np.array(state["sums"], np.float64)
@@ -224,8 +262,13 @@ class Progressive:
         if self._watcher is not None:
             self._watcher.restore(state)
         self._waiting, self._waiting_rows = [], 0
+        part = "sample_"
+        sample = sample_of({name[len(part) :]: np.array(array) for name, array in state.items() if name.startswith(part)})
+        self._samples = [] if sample is None else [lambda: sample]
         names = ("probabilities", "labels", "weights", "served", "keys")
         self.add(*(np.array(state[name]) if name in state else None for name in names))  # type: ignore[arg-type]
+        self._doer.settle()
+        self._closed.clear()
 
     def _open(self) -> Rows:
         if not self._waiting:
@@ -235,20 +278,31 @@ class Progressive:
             self._waiting = [Rows(*(np.concatenate(column) for column in zip(*self._waiting, strict=True)))]
         return self._waiting[0]
 
+    def _sampled(self) -> Sample | None:
+        """All that waits, taken."""
+        sample = together([taken() for taken in self._samples])
+        self._samples = [] if sample is None else [lambda: sample]
+        return sample
+
     def _forget_keys(self, width: int) -> None:
         """What waits was watched by other slices, before the schema or a setting changed."""
         waiting = self._open()
         self._waiting = [waiting._replace(keys=np.zeros((len(waiting.labels), width), np.uint64))]
 
-    def _close(self) -> Window:
-        rows = self._open()
-        window = figures(self._first, *rows[:3])
-        self._complete.add(*rows[:3])
+    def _close(self) -> None:
+        """The window that is full, to be closed by somebody."""
+        rows, first, samples = self._open(), self._first, self._samples
         self._first += self._waiting_rows
-        self._waiting, self._waiting_rows = [], 0
+        self._waiting, self._waiting_rows, self._samples = [], 0, []
+        self._doer.give(partial(self._figure_out, first, rows, samples))
+
+    def _figure_out(self, first_row: int, rows: Rows, samples: list[Sampled]) -> None:
+        """On the doer's thread; nobody else touches what it changes before the doer has settled."""
+        window = figures(first_row, *rows[:3])
+        self._complete.add(*rows[:3])
         if self._watcher is not None:
-            self._watcher.closed(window, rows)
-        return window
+            self._watcher.closed(window, rows, together([taken() for taken in samples]))
+        self._closed.append(window)
 
 
 def figures(first_row: int, probabilities: Floats, labels: Floats, weights: Floats | None = None) -> Window:

@@ -11,17 +11,22 @@ from what the store then holds, by the way that it takes after a kill: there is 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import queue
 import secrets
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any, NoReturn, Protocol
 
+import numpy as np
 import structlog
+from prometheus_client import Metric
 
 from schemas import fields
 from schemas.config import Settings
@@ -29,25 +34,32 @@ from schemas.control import ControlError
 from schemas.errors import BrokerError, SnapshotError
 from schemas.examples import Cursor, Examples, ExamplesError, decode
 from schemas.journal import Journal
-from stream_trainer import faust_driver
+from stream_trainer import exposition, faust_driver, health
+from stream_trainer.alarms import Alarms
+from stream_trainer.beside import Beside
 from stream_trainer.branch import go_back, told
 from stream_trainer.control import Control, Given
+from stream_trainer.drift import REMEMBERED, Drift
 from stream_trainer.faust_driver import Kafka, Position, Record
 from stream_trainer.guard import Guard
+from stream_trainer.inputs import Sampler
 from stream_trainer.intake import Batch, Intake
 from stream_trainer.learner import Learner
+from stream_trainer.looking_back import newest_windows
 from stream_trainer.marks import Marker
 from stream_trainer.memory import check_learner
-from stream_trainer.metric_log import MetricLog
+from stream_trainer.metric_log import FIELDS_SCHEMA, SCHEMA, MetricLog
 from stream_trainer.progressive import Progressive
 from stream_trainer.publisher import Publisher
+from stream_trainer.reference import asked_for
 from stream_trainer.slots import take_slot
 from stream_trainer.store import SnapshotStore
 from stream_trainer.training import Training
-from stream_trainer.watching import Watch
+from stream_trainer.watching import Table, Watch
 
 WAITING_RECORDS = 64       # handed over and not learnt: about 64,000 examples, a second's work
 TRACES_PER_VERSION = 32    # clicks followed from their event to the score that used them
+FOLLOWED = 512             # of them, the newest, for how long it takes until a click is learnt
 STATUS_EVERY_S = 1.0
 ORDERS_EVERY_S = 0.2
 STOP_TIMEOUT_S = 20.0      # a last checkpoint takes tens of ms; ten million rows take seconds
@@ -88,9 +100,11 @@ class Trainer:
         control, self._untold = obey(store, Control.of(store.newest_checkpoint()), orders.waiting())
 
         learner = Learner(settings.model, settings.learn, schema, settings.snapshot.rotation)
-        marker = Marker(schema, settings.metrics)
-        self._watch = Watch(marker, settings.metrics)
-        progressive = Progressive(settings.metrics.window_rows, self._watch)
+        self._beside = Beside(faust_driver.crash)
+        self._logs: list[MetricLog] = []      # of windows and slices, of fields
+        marker = Marker(schema, settings.metrics) if settings.metrics.watch else None
+        watch = Watch(marker, settings.metrics, self._told) if marker else None
+        progressive = Progressive(settings.metrics.window_rows, watch, self._beside)
         guard = Guard(learner)
         self._publisher = Publisher(store, learner, progressive, settings.snapshot, secrets.token_hex(16), guard)
         restored = self._publisher.restore()
@@ -99,10 +113,32 @@ class Trainer:
             schema, settings.learn.batch_rows,
             {p: Cursor(*place) for p, place in restored.cursors.items()}, restored.tallies, restored.offsets,
         ) if restored else Intake(schema, settings.learn.batch_rows)
-        self._training = Training(intake, learner, progressive, guard, marker)
-        self._log = MetricLog(
-            settings.windows_dir, self._publisher.lineage, progressive.whole_rows, settings.metrics.keep_mb << 20
+        self._alarms = Alarms(
+            settings.alarms, settings.alarms_file, model=settings.model.name, process="trainer",
+            lineage=self._publisher.lineage,
         )
+        self._drift = Drift()
+        self._health = health.Health(self._alarms.open)
+        self._reported: tuple[float, dict[str, Any]] | None = None   # when (monotonic s), and the figures of then
+        self._window: dict[str, Any] | None = None                   # the newest one's line
+        self._next: dict[int, int] = {}       # partition → the offset after the newest record that was read
+        self._read_us = self._joined_us = 0   # its time in Kafka; when the newest example that was learnt was joined
+        self._behind: dict[str, int] = {}     # partition → records that wait
+        self._ways: deque[int] = deque(maxlen=FOLLOWED)              # µs from a click to its being learnt
+        self._stop = asyncio.Event()
+        self._exposition = exposition.Exposition("metrics.trainer_port", settings.metrics.trainer_port, self._families)
+        metrics = settings.metrics
+        sampler = Sampler(metrics.sample) if watch is not None and metrics.sample else None
+        self._training = Training(intake, learner, progressive, guard, marker, sampler)
+        if watch is not None:
+            watch.reference = asked_for(
+                metrics.reference, control.pinned, store, settings.model, settings.learn, schema
+            )
+            self._logs = [
+                MetricLog(folder, self._publisher.lineage, progressive.whole_rows, metrics.keep_mb << 20, own)
+                for folder, own in ((settings.windows_dir, SCHEMA), (settings.fields_dir, FIELDS_SCHEMA))
+            ]
+            self._beside.give(partial(self._look_back, progressive.whole_rows))
         self._records: queue.Queue[tuple[int, int, Examples] | None] = queue.Queue()
         self._traces: list[dict[str, int]] = []
         self._replays = intake.tallies["flush"]
@@ -156,6 +192,7 @@ class Trainer:
 
     def hand_over(self, record: Record) -> None:
         """Read it, here, while the learner's thread learns what came before it."""
+        self._next[record.partition], self._read_us = record.offset + 1, record.kafka_time_us
         try:
             examples = decode(record.value or b"")
         except ExamplesError as wrong:
@@ -164,10 +201,27 @@ class Trainer:
             self._records.put((record.partition, record.offset, examples))
 
     async def running(self, kafka: Kafka) -> None:
-        """All is done in the learner's thread."""
+        """See that all goes well; what there is to do is done in the learner's thread."""
+        while not self._stop.is_set():
+            self._behind = {str(partition): records for partition, records in kafka.behind(self._next).items()}
+            if self._reported is not None:
+                told_s, figures = self._reported
+                now_s, now_us = time.monotonic(), time.time_ns() // 1000
+                conditions = health.of_trainer(figures, self._settings.alarms, now_us, now_s - told_s)
+                for alarm in self._health.look(conditions, now_s, now_us):
+                    self._alarms.raise_(alarm)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stop.wait(), STATUS_EVERY_S)
+
+    def _families(self) -> Iterator[Metric]:
+        """For a scrape, on a thread of the server's."""
+        figures = None if self._reported is None else self._reported[1]
+        return exposition.of_trainer(figures, self._window, self._alarms.open, time.time_ns() // 1000)
 
     async def stopping(self) -> None:
         """Learn what was handed over as far as batches are full, write a last version and checkpoint."""
+        self._stop.set()
+        self._exposition.close()
         if self._thread.is_alive():
             self._records.put(None)
             await asyncio.to_thread(self._thread.join, STOP_TIMEOUT_S)
@@ -197,7 +251,7 @@ class Trainer:
                 if record is None:
                     self._publish(force=True)
                     self._publisher.store.close()
-                    self._log.close()
+                    self._close_logs()
                     return
                 self._training.intake.offer(*record)
             while self._step(force=False):
@@ -235,7 +289,7 @@ class Trainer:
         self._publisher.control, self._untold = obey(self._publisher.store, self._publisher.control, heard)
         if any("first" in answer for answer in self._untold):
             self._publisher.store.close()
-            self._log.close()
+            self._close_logs()
             self._answer()
             begin_anew()
         self._publish(force=True)
@@ -258,12 +312,11 @@ class Trainer:
             return False
         if step.batch is not None:
             self._trace(step.batch)
+            self._joined_us = int(step.batch.joined_us[-1])
         if step.divergence is not None:
             self._journal.write({"event": "trainer.diverged", **asdict(step.divergence)})
         for window in step.windows:
             log.info("progressive.window", **window.as_dict())
-        for table in self._watch.take():
-            self._log.write(time.time_ns() // 1000, table)
         self._publish()
         return step.batch is not None
 
@@ -276,6 +329,7 @@ class Trainer:
                 self._traces.append({
                     "click_us": int(batch.click_time_us[row]), "joined_us": int(batch.joined_us[row]), "learnt_us": learnt_us,
                 })
+                self._ways.append(learnt_us - int(batch.click_time_us[row]))
 
     def _publish(self, force: bool = False) -> None:
         intake = self._training.intake
@@ -289,7 +343,9 @@ class Trainer:
         ):
             self._traces = []
         if force or self._publisher.checkpoint_due(now_us):
-            self._log.flush()                 # a window that the checkpoint holds is not learnt again
+            self._beside.settle()             # a window that the checkpoint holds is not learnt again
+            for written in self._logs:
+                written.flush()
         self._publisher.maybe_checkpoint(
             now_us, cursors=cursors, offsets=intake.resume, tallies=intake.tallies, force=force
         )
@@ -304,20 +360,57 @@ class Trainer:
         if now < self._status_at:
             return
         self._status_at = now + STATUS_EVERY_S
-        self._journal.write({"event": "trainer.status", **self._figures()})
+        figures = self._figures()
+        self._reported = now, figures
+        self._journal.write({"event": "trainer.status", **figures})
 
     def _figures(self) -> dict[str, Any]:
         intake = self._training.intake
         lifetime = self._training.progressive.lifetime()
         version = self._publisher.store.newest_version()
+        unwritten = next((one.trouble for one in self._logs if one.trouble), None)
+        lost = f"{self._journal.path}: {self._journal.lost:,} rows are lost" if self._journal.lost else None
+        ways = np.percentile(self._ways, (50, 99)).tolist() if self._ways else []
         return {
             "newest_version": version.number if version else 0,
+            "newest_version_us": version.created_us if version else 0, "newest_joined_us": self._joined_us,
+            "unpublished": self._training.learner.examples_learnt - (version.examples_learnt if version else 0),
+            "lag": self._behind, "read_age_s": (time.time_ns() // 1000 - self._read_us) / 1e6 if self._read_us else None,
+            "click_to_learnt_s": {of: us / 1e6 for of, us in zip(("0.5", "0.99"), ways, strict=False)},
+            "unwritten": unwritten or lost, "metrics_port": self._exposition.port, "alarms_dropped": self._alarms.dropped,
             "examples_learnt": intake.tallies["examples"], "positives": intake.tallies["positives"],
             "tallies": dict(intake.tallies), "dropped": intake.dropped, "gaps": intake.gaps, "waiting_rows": intake.rows,
             "batches_learnt": self._training.learner.batches_learnt, "lifetime": lifetime.as_dict() if lifetime else None,
             "rate_factor": self._training.guard.rate_factor, "idle_s": round(self._idle_s, 3),
-            "windows_unwritten": self._log.trouble, "windows_lost": self._log.lost,
+            "windows_unwritten": unwritten,
+            "windows_lost": sum(one.lost for one in self._logs),
         }
+
+    # --- the thread beside ---
+
+    def _told(self, windows: Table, fields: Table) -> None:
+        """A window is closed: its lines, and those of its fields."""
+        now_us = time.time_ns() // 1000
+        for written, table in zip(self._logs, (windows, fields), strict=False):   # while a checkpoint is restored, none
+            written.write(now_us, table)
+        self._window = {name: column[0] for name, column in windows.items() if len(column)}
+        if self._logs:
+            for alarm in self._drift.closed(windows, fields, now_us):
+                self._alarms.raise_(alarm)
+
+    def _look_back(self, rows: int) -> None:
+        """What is usual, by the windows that the checkpoint knows."""
+        settings = self._settings
+        before = newest_windows(settings.windows_dir, settings.fields_dir, self._publisher.lineage, rows, REMEMBERED)
+        self._drift, over = Drift.rebuilt(before, self._alarms.open)
+        for alarm in over:
+            self._alarms.raise_(alarm)
+
+    def _close_logs(self) -> None:
+        self._beside.close()
+        for written in self._logs:
+            written.close()
+        self._alarms.close()
 
 
 def _goes_on(topic: str, partition: int, at: Position, resume: int | None) -> int:

@@ -163,6 +163,19 @@ class Verdicts:
                 held.clicked.add(item)
 
 
+def when_learnt(batch: Batch, rows: NDArray[np.bool_]) -> tuple[Floats, Floats]:
+    """Of those rows: what each counts for in figures, NaN where it is judged later or never; and what share of the chance that
+    was said is judged."""
+    weights = _weights(batch)[rows]
+    share = np.ones(len(weights), np.float32)
+    if batch.seen is not None:
+        stages = batch.seen.stage[rows]
+        observed = stages == Stage.OBSERVED
+        share[observed] -= batch.seen.late[rows][observed]
+        weights = np.where(observed | (stages == Stage.FINAL), weights, np.float32(np.nan))
+    return weights, share
+
+
 def _weights(batch: Batch) -> Floats:
     """What each row counts for in figures: a negative that was kept unweighted stands for 1/rate of them."""
     weights = np.ones(len(batch), np.float32) if batch.weights is None else batch.weights

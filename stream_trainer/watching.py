@@ -11,14 +11,16 @@ its two classes meet in one window only where windows last much longer than that
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from schemas.bags import Bags
 from schemas.config import MetricsConfig
 from stream_trainer import slices
+from stream_trainer.inputs import Inputs, Sample
 from stream_trainer.marks import Keys, Marker
 from stream_trainer.progressive import Rows, Tally, Window
 from stream_trainer.slices import Array, ByValue, Scored
@@ -28,6 +30,7 @@ Table = dict[str, Any]         # column → an array or list of one value per li
 OTHERS = "(others)"            # values of a field that were not among the most frequent of a window
 BINS = 1 << 14                 # of longer times' AUC, over the logit: off by about 3e-4 at most where scores spread as usual
 SCORES = ("", "served_")       # what a figure's column begins with: the model before it learnt, what was served
+BESIDE = ("own_", "reference_")  # of the sample: the model before it learnt, the reference
 _TALLIES = ("decayed", "served_decayed", "served_lifetime")
 
 COUNTS = ("rows", "clicks", "weight", "click_weight", "loss_sum", "loss_square_sum", "probability_sum")
@@ -38,24 +41,40 @@ COLUMNS = (
     "first_row", "last_row", "field", "value",
     *(score + name for score in SCORES for name in (*COUNTS, *FIGURES, "group_auc", "groups", *DECILES)),
     *(f"{name}_{figure}" for name in _TALLIES for figure in LONGER),
+    *(score + name for score in BESIDE for name in (*COUNTS, *FIGURES)), "reference_version",
 )
 
 
-class Watch:
-    """Makes a table of each window: a line for the whole, whose field and value are empty, and one per slice."""
+class Still(Protocol):
+    """A model that does not learn."""
 
-    def __init__(self, marker: Marker, config: MetricsConfig) -> None:
+    version: int
+
+    def score(self, bags: Bags) -> NDArray[np.float32]:
+        """(n,) probabilities."""
+
+
+class Watch:
+    """Makes a table of each window: a line for the whole, whose field and value are empty, and one per slice; and one of its
+    fields. reference: a version that stands still beside the model; None: there is none."""
+
+    def __init__(self, marker: Marker, config: MetricsConfig, told: Callable[[Table, Table], None] | None = None) -> None:
+        """told: takes the tables of each window and of its fields, on the thread that closes windows; None: those of windows
+        wait for `take`."""
         self._marker = marker
         self._config = config
+        self.reference: Still | None = None
         self._tallies = {name: Tally(BINS) for name in _TALLIES}
+        self._inputs = Inputs(marker.schema, config.half_life_rows)
         self._tables: list[Table] = []
+        self._told = told or (lambda windows, _fields: self._tables.append(windows))
 
     def take(self) -> list[Table]:
         """Tables of the windows that were completed since this was asked last."""
         taken, self._tables = self._tables, []
         return taken
 
-    def closed(self, window: Window, rows: Rows) -> None:
+    def closed(self, window: Window, rows: Rows, sample: Sample | None) -> None:
         """A window is complete."""
         width = 1 + len(self._marker.slices)
         keys = rows.keys if rows.keys.shape[1] == width else np.zeros((len(rows.labels), width), np.uint64)
@@ -87,8 +106,29 @@ class Watch:
             table[name][0] = np.nan if figure is None else figure
 
         # 2. What the whole window's line has besides.
-        whole = {**_whole("", scored[""], keys[:, 0]), **_whole("served_", scored["served_"], keys[told, 0]), **self._longer()}
-        self._tables.append(table | {name: [figure] + [None] * (lines - 1) for name, figure in whole.items()})
+        whole = {
+            **_whole("", scored[""], keys[:, 0]), **_whole("served_", scored["served_"], keys[told, 0]), **self._longer(),
+            **self._beside(sample),
+        }
+        self._told(
+            table | {name: [figure] + [None] * (lines - 1) for name, figure in whole.items()},
+            self._inputs.table(window.first_row, window.last_row, sample),
+        )
+
+    def _beside(self, sample: Sample | None) -> dict[str, Any]:
+        """Figures of the sample's rows that were judged when they were learnt: of the model, of the reference."""
+        found: dict[str, Any] = dict.fromkeys(score + name for score in BESIDE for name in (*COUNTS, *FIGURES))
+        if sample is None or self.reference is None:
+            return found | {"reference_version": None}
+        judged = np.isfinite(sample.weights)
+        labels, weights, share = sample.labels[judged], sample.weights[judged], sample.share[judged]
+        said = {"own_": sample.said[judged]}
+        said["reference_"] = self.reference.score(sample.bags.take(np.flatnonzero(judged))) if judged.any() else said["own_"]
+        for score in BESIDE:
+            scored = Scored.of(said[score] * share, labels, weights)
+            columns = _columns(score, [slices.by_value(scored, np.zeros(len(labels), np.intp), 1)])
+            found |= {name: column[0].item() for name, column in columns.items()}
+        return found | {"reference_version": self.reference.version}
 
     def _count(self, rows: Rows, served: Rows) -> None:
         factor = 2.0 ** (-len(rows.labels) / self._config.half_life_rows)
@@ -106,10 +146,11 @@ class Watch:
         return found
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """The tallies over longer times. Tables that were not taken are lost."""
-        return {
+        """The tallies over longer times, and the fields' values. Tables that were not taken are lost."""
+        tallies = {
             f"watch_{name}_{part}": array for name, tally in self._tallies.items() for part, array in tally.state().items()
         }
+        return tallies | {f"watch_inputs_{name}": array for name, array in self._inputs.state().items()}
 
     def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
         """Go on where `state` was taken; one from before there was such a thing begins them here."""
@@ -118,6 +159,8 @@ class Watch:
             self._tallies[name] = (
                 Tally.restored(BINS, *(state[part] for part in parts)) if parts[0] in state else Tally(BINS)
             )
+        part = "watch_inputs_"
+        self._inputs.restore({name[len(part) :]: array for name, array in state.items() if name.startswith(part)})
         self._tables = []
 
 

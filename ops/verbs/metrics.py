@@ -23,9 +23,13 @@ def metrics(
     of: Annotated[str, typer.Option(
         "--slice", metavar="FIELD[=VALUE]", help="A line per value of a field; of one value, a line per window."
     )] = "",
+    of_fields: Annotated[bool, typer.Option(
+        "--fields", help="A line per field of what the model is fed with, those that moved most first."
+    )] = False,
     recent: Annotated[int, typer.Option(
-        min=0, help="Windows that are now, where slices are compared with before; 0 = a quarter."
+        min=0, help="Windows that are now, where slices and fields are compared with before; 0 = a quarter."
     )] = 0,
+    alarms: Annotated[bool, typer.Option("--alarms", help="What was raised instead, open first; of --since on.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One object on stdout.")] = False,
 ) -> None:
     """The model's figures from the score of each example before it was learnt, those of what was served, which slices moved,
@@ -36,6 +40,12 @@ def metrics(
     now_us = time.time_ns() // 1000
     since_us = windows.moment(since, now_us, "--since") if since else None
     until_us = windows.moment(until, now_us, "--until") if until else None
+    if alarms:
+        from ops.alarms import listing, told
+
+        standing, over = told(settings, since_us)
+        print(json.dumps({"open": standing, "over": over}) if as_json else listing(standing, over, now_us))
+        return
     most = last or (0 if since else MOST)
     status = newest(settings, "trainer", "trainer.status")
     if of:
@@ -50,6 +60,22 @@ def metrics(
             print(tables.slice_window_table(lines))
         else:
             print(tables.slice_table(field, values))
+        return
+
+    if of_fields:
+        lines = windows.field_lines(settings, since_us, until_us, most)
+        count = len({(line["time_us"], line["first_row"]) for line in lines})
+        now = recent or max(1, count // 4)
+        found = windows.fields_moved(lines, now)
+        if as_json:
+            print(json.dumps({
+                "fields": [move.as_dict() for move in found], "windows_now": now, "windows": count, "lines": lines,
+            }))
+        elif not lines:
+            raise _nothing(settings, "no window with its fields")
+        else:
+            print(f"fields by how far the newest {now} of {count} windows are from those before:")
+            print(tables.fields_table(found))
         return
 
     shown = windows.whole_windows(settings, since_us, until_us, most)
@@ -68,6 +94,10 @@ def metrics(
     print(tables.watched_table(shown, status["lifetime"]))
     if shown:
         print(tables.longer_line(shown[-1]))
+        version = shown[-1].get("reference_version")
+        beside = [line for line in shown if line.get("reference_version") == version]
+        if version is not None:
+            print(tables.reference_line(version, windows.summed(beside, "own_"), windows.summed(beside, "reference_")))
     if moved:
         print(f"\nslices by how far the newest {now} of {len(shown)} windows are from those before:")
         print(tables.moved_table(moved[:SHOWN]))

@@ -18,7 +18,7 @@ from schemas.config import MetricsConfig, Settings
 from schemas.errors import ConfigError
 from schemas.journal import Journal
 from stream_trainer.marks import Marker, slice_id
-from stream_trainer.metric_log import MetricLog
+from stream_trainer.metric_log import FIELDS_SCHEMA, MetricLog
 from stream_trainer.progressive import Progressive
 from stream_trainer.watching import Watch
 
@@ -191,3 +191,44 @@ def test_the_verb_tells_it_to_people_and_programs(watched) -> None:
     assert "No space left" in told
     assert MOVED in asked("--slice", "category")
     assert len(asked("--slice", f"category={MOVED}", "--last", "5").splitlines()) == 6
+
+
+def test_the_field_that_moved_stands_first(tmp_path: Path) -> None:
+    """Of four fields: one begins to miss values, one has a flood of new ones, one whose values move, one that stays:
+    each by the figure that tells, with its z as pooled proportions have it, and by the verb."""
+    settings = Settings(var=tmp_path)
+    random = np.random.default_rng(2)
+    log = MetricLog(settings.fields_dir, "ab" * 16, 0, 1 << 30, FIELDS_SCHEMA)
+    names = ["hole", "flood", "drift", "still"]
+    shares: dict[bool, list[tuple[float, float]]] = {False: [], True: []}
+    for number in range(20):
+        late = number >= 16
+        missing = random.binomial(1000, [0.1 if late else 0.02, 0.02, 0.02, 0.02]) / 1000
+        unseen = random.binomial(1000, [0.01, 0.2 if late else 0.01, 0.01, 0.01]) / 1000
+        shares[late].append((missing[0], unseen[1]))
+        log.write(START_US + number * MINUTE_US, {
+            "first_row": np.full(4, 1000 * number), "last_row": np.full(4, 1000 * number + 999), "field": names,
+            "rows": np.full(4, 1000), "values": np.full(4, 1000), "missing_share": missing, "unseen_share": unseen,
+            "psi": np.full(4, np.nan) if not number else random.normal([0.05, 0.05, 0.5 if late else 0.05, 0.05], 0.01),
+            "psi_chance": np.full(4, 0.05), "bins": np.full(4, 40),
+        })
+    log.close()
+    moved = windows.fields_moved(windows.field_lines(settings), 4)
+    found = {move.field: move for move in moved}
+    assert [found[name].moved for name in names[:3]] == ["missing_share", "unseen_share", "psi"]
+    assert moved[-1].field == "still"
+    assert abs(moved[-1].z) < 4 < min(abs(move.z) for move in moved[:3])
+    was, now = (float(np.mean([share for share, _ in shares[late]])) for late in (False, True))
+    pooled = (16 * was + 4 * now) / 20
+    assert found["hole"].z == pytest.approx((now - was) / np.sqrt(pooled * (1 - pooled) * (1 / 16_000 + 1 / 4_000)), rel=1e-6)
+    assert (found["hole"].before["missing_share"], found["hole"].now["missing_share"]) == pytest.approx((was, now))
+    where = ["--set", f"var={settings.var}", "--recent", "4"]
+    told = CliRunner().invoke(command_line(["metrics"]), ["metrics", "--fields", *where])
+    assert told.exit_code == 0, told.output
+    assert [line.split()[0] for line in told.output.splitlines()[2:]] == [move.field for move in moved]
+    read = json.loads(CliRunner().invoke(command_line(["metrics"]), ["metrics", "--fields", "--json", *where]).output)
+    assert [move["field"] for move in read["fields"]] == [move.field for move in moved]
+    assert (read["windows"], read["windows_now"], len(read["lines"])) == (20, 4, 80)
+    assert read["lines"][0]["psi"] is None
+    nothing = CliRunner().invoke(command_line(["metrics"]), ["metrics", "--fields", "--set", f"var={tmp_path}/none"])
+    assert nothing.exit_code == 1
