@@ -59,6 +59,9 @@ VERBS = [
     Verb("snapshot rollback", "ops.verbs.snapshot:rollback", "Go back to a version."),
     Verb("snapshot export", "ops.verbs.snapshot:export", "Write a version into one safetensors file."),
     Verb("snapshot import", "ops.verbs.snapshot:import_", "Begin a model with the weights of such a file."),
+    Verb("gate status", "ops.verbs.gate:status", "Whether versions are held back, and why."),
+    Verb("gate hold", "ops.verbs.gate:hold", "Let no version go live until told."),
+    Verb("gate release", "ops.verbs.gate:release", "Publish what is held back."),
     Verb("metrics", "ops.verbs.metrics:metrics", "What the trainer logged about its model."),
     Verb("rejoin", "ops.verbs.rejoin:rejoin", "Learn what was shown while labels had stopped."),
     Verb("dead-letters", "ops.verbs.dead_letters:dead_letters", "Events that could not be used, and why."),
@@ -67,12 +70,14 @@ VERBS = [
     Verb("bench join", "ops.verbs.bench.join:join", "The joiner's speed beside a Faust that does nothing."),
     Verb("bench learn", "ops.verbs.bench.learn:learn", "The learner's speed beside others and the machine's limit."),
     Verb("bench score", "ops.verbs.bench.score:score", "The scorer's speed beside other servers."),
+    Verb("bench watch", "ops.verbs.bench.watch:watch", "What watching costs the trainer."),
     Verb("bench drift", "ops.verbs.bench.drift:drift", "Planted drifts: what was noticed, and how soon."),
     Verb("dashboard", "ops.verbs.dashboard:dashboard", "Watch it live."),
     Verb("doctor", "ops.verbs.doctor:doctor", "Each setting and its origin; what does not fit together."),
 ]
 GROUPS = {
     "snapshot": "Look into the store of versions and checkpoints, have the trainer go back, move a model in a file.",
+    "gate": "What keeps a version from going live.",
     "bench": "Measure: each prints what it compares with, from the same run.",
 }
 

@@ -452,6 +452,36 @@ class AlarmsConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class GateConfig:
+    """When a version is held back: docs/gate.md. Wall time; what is called usual is the stream's own past."""
+
+    on: bool = True
+    rows: int = 16_384                 # examples judged at once; a thirty-second of them, where they come slowly
+    history_rows: int = 20_000         # examples of a model before it has a usual, and anything is held back
+    evidence: float = 20.0             # log-likelihood ratio that is enough; chance alone has it once in e^20 looks
+    rate_factor: float = 2.0           # what it is evidence for: clicks that are so many times what was said, or that little
+    value_factor: float = 4.0          # one value's clicks that are so many times its own
+    jump: float = 1.5                  # log-odds: a score that moved by more has jumped
+    jump_share: float = 0.3            # of the scores of a sample that may
+    reference_s: float = 120.0         # how old that sample is, at least
+    calm_s: float = 5.0                # all is plausible for so long before a version goes out again
+    longest_s: float = 600.0           # a hold gives way then (an operator's own does not), and the same is let pass as long
+
+    def __post_init__(self) -> None:
+        _at_least("gate", "rows", self.rows, 1024, "the clicks of fewer examples are noise")
+        _at_least("gate", "history_rows", self.history_rows, self.rows, "one look at least")
+        _at_least("gate", "evidence", self.evidence, 10, "chance alone has less every few hours")
+        _at_least("gate", "rate_factor", self.rate_factor, 1.25, "less is traffic's own ups and downs")
+        _at_least("gate", "value_factor", self.value_factor, 1.25, "less is fashion")
+        _at_least("gate", "jump", self.jump, 0.1, "scores move with everything that is learnt")
+        if not 0 < self.jump_share <= 1:
+            raise ConfigError(f"gate.jump_share={self.jump_share}: above 0, at most 1 (1 = never by that)")
+        for key in ("reference_s", "calm_s"):
+            _at_least("gate", key, getattr(self, key), 0, "a duration")
+        _at_least("gate", "longest_s", self.longest_s, 1, "a hold that ends at once holds nothing")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
     """Everything, checked. `var` is the one directory that freshet writes to."""
 
@@ -464,6 +494,7 @@ class Settings:
     score: ScoreConfig = field(default_factory=ScoreConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
     alarms: AlarmsConfig = field(default_factory=AlarmsConfig)
+    gate: GateConfig = field(default_factory=GateConfig)
 
     @property
     def store_dir(self) -> Path:
@@ -498,7 +529,7 @@ SECRETS = frozenset(  # keys whose values nobody prints
 SECTIONS: dict[str, type[Any]] = {
     "kafka": KafkaConfig, "join": JoinConfig, "model": ModelConfig, "learn": LearnConfig,
     "snapshot": SnapshotConfig, "score": ScoreConfig, "metrics": MetricsConfig,
-    "alarms": AlarmsConfig,
+    "alarms": AlarmsConfig, "gate": GateConfig, 
 }
 
 

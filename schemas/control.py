@@ -1,7 +1,7 @@
 """Orders to a model that runs: what operators write to the topic `model-control` and its trainer obeys.
 
 An order is named by its offset there. The topic is compacted by key, so of the orders about one version's pin, and of all
-rollbacks, the newest counts: an order may go unseen only if a later one undoes what it asked for.
+rollbacks, and of all to the gate, the newest counts: an order may go unseen only if a later one undoes what it asked for.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import orjson
 
 from schemas.errors import FreshetError
 
-What = Literal["pin", "unpin", "rollback"]
+What = Literal["pin", "unpin", "rollback", "hold", "release"]
 Then = Literal["replay", "skip"]
 
 
@@ -23,13 +23,14 @@ class ControlError(FreshetError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Order:
-    """version, lineage: which version of whose weights is meant. then: after a rollback, learn again what came since
-    (replay) or go on from here (skip); None for the others. ordered_us: wall clock of who ordered it."""
+    """version, lineage: which version of whose weights is meant; 0 and "" of orders to the gate (hold, release), which mean
+    what comes next. then: after a rollback, learn again what came since (replay) or go on from here (skip); None for the
+    others. ordered_us: wall clock of who ordered it."""
 
     what: What
     model: str
-    lineage: str
-    version: int
+    lineage: str = ""
+    version: int = 0
     then: Then | None = None
     ordered_us: int = 0
 
@@ -38,8 +39,15 @@ class Order:
             raise ControlError(f"no order: {self.what!r} of version {self.version}, then {self.then!r}")
 
     @property
+    def to_gate(self) -> bool:
+        """Whether it is about what goes live, not about a version."""
+        return self.what in ("hold", "release")
+
+    @property
     def key(self) -> bytes:
         """What a later order with the same key makes obsolete."""
+        if self.to_gate:
+            return f"{self.model}/gate".encode()
         return f"{self.model}/rollback".encode() if self.what == "rollback" else f"{self.model}/pin/{self.version}".encode()
 
 

@@ -24,6 +24,7 @@ from stream_trainer.store import Loaded, SnapshotStore
 
 # Tallies of what is in the weights (stream_trainer/intake.py); all others are of what was read.
 LEARNT = ("examples", "positives", "impressions", "corrections", "true_positives", "late_positives")
+HOLD = "gate/hold"   # of a checkpoint's state: whoever goes back wants what follows to be served
 SKIPPED = "skipped"  # examples that were learnt, then gone back on, and are not learnt again
 
 
@@ -86,7 +87,8 @@ def _to_learn_again(table: Loaded, start: Loaded) -> Loaded:
     both = np.flatnonzero(~changed)
     place = np.searchsorted(start.rows, table.rows[both])
     changed[both] = (table.floats[both] != start.floats[place, : table.manifest.width]).any(axis=1)
-    return replace(start, state=start.state | {"pending/rows": table.rows[changed].astype(np.uint32)})
+    state = {name: array for name, array in start.state.items() if name != HOLD}
+    return replace(start, state=state | {"pending/rows": table.rows[changed].astype(np.uint32)})
 
 
 def _to_go_on(table: Loaded, start: Loaded, head: Manifest, head_state: Mapping[str, NDArray[Any]]) -> Loaded:
@@ -100,6 +102,7 @@ def _to_go_on(table: Loaded, start: Loaded, head: Manifest, head_state: Mapping[
     same = start.manifest.examples_learnt == version.examples_learnt
     state = {name: array for name, array in start.state.items() if name.startswith("dense/")}
     state |= {name: array for name, array in start.state.items() if name.startswith("guard/") and same}
+    state |= {name: array for name, array in start.state.items() if name.startswith("gate/") and name != HOLD}
     state |= {name: array for name, array in head_state.items() if name.startswith("progressive/")}
     state["pending/rows"] = np.empty(0, np.uint32)
     return Loaded(_place(version, start.manifest, head), table.rows, floats, table.dense, state)

@@ -49,6 +49,8 @@ class Control:
         Raises ControlError where the version is not there, or another one has its number.
         """
         order = given.order
+        if order.to_gate:
+            return self.past(given)
         if order.what == "unpin":
             return replace(self.past(given), pinned=self.pinned - {order.version})
         version = versions.get(order.version)

@@ -27,6 +27,7 @@ from schemas.snapshot import (
 )
 from stream_trainer.control import Control
 from stream_trainer.distinct import distinct
+from stream_trainer.gate import Gate
 from stream_trainer.guard import Guard
 from stream_trainer.learner import Diverged, Learner
 from stream_trainer.progressive import Progressive
@@ -60,12 +61,13 @@ class Publisher:
     """Owns what the store holds of one learner. Call `restore` once, before anything else.
 
     Times are wall microseconds, passed in. lineage: the name of this line of weights, random, used if the store is new.
-    guard: what stands between the examples and the learner, if anything does; its state is part of a checkpoint.
+    guard: what stands between the examples and the learner, if anything does; gate: what stands between the learner and a
+    version; the state of both is part of a checkpoint.
     """
 
     def __init__(
         self, store: SnapshotStore, learner: Learner, progressive: Progressive, config: SnapshotConfig, lineage: str,
-        guard: Guard | None = None,
+        guard: Guard | None = None, gate: Gate | None = None,
     ) -> None:
         if learner.table.rotation != config.rotation:
             raise SnapshotError(
@@ -75,6 +77,7 @@ class Publisher:
         self.learner = learner
         self.progressive = progressive
         self.guard = guard
+        self.gate = gate
         self.config = config
         self.lineage = lineage
         self.control = Control()
@@ -110,10 +113,12 @@ class Publisher:
         self.progressive.restore(state["progressive"])
         if self.guard is not None:
             self.guard.restore(state["guard"])
+        if self.gate is not None:
+            self.gate.restore(state["gate"])
         pending = state["pending"]["rows"].astype(np.int64)
         table.touch(distinct(pending, self.store.rows_touched_since(checkpoint.version, self.lineage)))
         self._checkpointed = _progress(
-            checkpoint.batches_learnt, checkpoint.cursors, checkpoint.offsets, checkpoint.tallies, self.control
+            checkpoint.batches_learnt, checkpoint.cursors, checkpoint.offsets, checkpoint.tallies, self.control, self._changes
         )
         return Restored(
             checkpoint=checkpoint.number,
@@ -140,7 +145,8 @@ class Publisher:
         """Write a version if one is due and there is anything new; its manifest, or None.
 
         force: due or not. Nothing is written, forced or not, before more was learnt than the newest version holds (the
-        first may hold nothing). traces: examples to be followed to the scorer; the caller keeps them until they went.
+        first may hold nothing), nor while the gate holds, but for the first. traces: examples to be followed to the scorer;
+        the caller keeps them until they went.
         """
         self._refuse_unready()
         newest = self.store.newest("version", self.lineage)
@@ -149,6 +155,8 @@ class Publisher:
         if not force and not _due(now_us, self._version_us, self.config.version_every_s):
             return None
         self._version_us = now_us
+        if newest is not None and self.gate is not None and self.gate.holds(now_us):
+            return None
         table = self.learner.table
         share, rows = self._rows("version", newest)
         weights = table.weights(rows)
@@ -177,7 +185,7 @@ class Publisher:
         cursors, offsets, tallies: as `restore` is to return them; they must be those of the very examples learnt so far.
         """
         self._refuse_unready()
-        progress = _progress(self.learner.batches_learnt, cursors, offsets, tallies, self.control)
+        progress = _progress(self.learner.batches_learnt, cursors, offsets, tallies, self.control, self._changes)
         if progress == self._checkpointed:
             return None
         if not force and not self.checkpoint_due(now_us):
@@ -224,12 +232,18 @@ class Publisher:
             _pieces("checkpoint", rows, table.rows_with_state, dense, self._state(dense_state)),
         )
 
+    @property
+    def _changes(self) -> int:
+        """Of what the gate does, since this process began."""
+        return self.gate.changes if self.gate else 0
+
     def _state(self, dense_state: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """What a checkpoint holds besides rows and dense weights."""
         return {
             **{f"dense/{name}": array for name, array in dense_state.items()},
             **{f"progressive/{name}": array for name, array in self.progressive.state().items()},
             **{f"guard/{name}": array for name, array in (self.guard.state() if self.guard else {}).items()},
+            **{f"gate/{name}": array for name, array in (self.gate.state() if self.gate else {}).items()},
             "pending/rows": self.learner.table.pending("version").astype(np.uint32),
         }
 
@@ -318,10 +332,10 @@ def _due(now_us: int, last_us: int | None, every_s: float) -> bool:
 
 
 def _progress(
-    batches: int, cursors: Cursors, offsets: Mapping[int, int], tallies: Mapping[str, int], control: Control
+    batches: int, cursors: Cursors, offsets: Mapping[int, int], tallies: Mapping[str, int], control: Control, changes: int
 ) -> tuple[Any, ...]:
     """What a new checkpoint would change."""
-    return batches, {key: tuple(value) for key, value in cursors.items()}, dict(offsets), dict(tallies), control
+    return batches, {key: tuple(value) for key, value in cursors.items()}, dict(offsets), dict(tallies), control, changes
 
 
 def _chunks(
@@ -351,7 +365,7 @@ def _pieces(
 
 def _grouped(state: Mapping[str, NDArray[Any]]) -> dict[str, dict[str, NDArray[Any]]]:
     """"a/b/c" → ["a"]["b/c"]."""
-    groups: dict[str, dict[str, NDArray[Any]]] = {"dense": {}, "progressive": {}, "pending": {}, "guard": {}}
+    groups: dict[str, dict[str, NDArray[Any]]] = {"dense": {}, "progressive": {}, "pending": {}, "guard": {}, "gate": {}}
     for name, array in state.items():
         group, _, rest = name.partition("/")
         groups.setdefault(group, {})[rest] = array

@@ -41,6 +41,7 @@ from stream_trainer.branch import go_back, told
 from stream_trainer.control import Control, Given
 from stream_trainer.drift import REMEMBERED, Drift
 from stream_trainer.faust_driver import Kafka, Position, Record
+from stream_trainer.gate import Gate
 from stream_trainer.guard import Guard
 from stream_trainer.inputs import Sampler
 from stream_trainer.intake import Batch, Intake
@@ -106,7 +107,10 @@ class Trainer:
         watch = Watch(marker, settings.metrics, self._told) if marker else None
         progressive = Progressive(settings.metrics.window_rows, watch, self._beside)
         guard = Guard(learner)
-        self._publisher = Publisher(store, learner, progressive, settings.snapshot, secrets.token_hex(16), guard)
+        self._gate = Gate(settings.gate, schema, learner.score)
+        self._publisher = Publisher(
+            store, learner, progressive, settings.snapshot, secrets.token_hex(16), guard, self._gate
+        )
         restored = self._publisher.restore()
         self._publisher.control = control
         intake = Intake(
@@ -127,6 +131,9 @@ class Trainer:
         self._ways: deque[int] = deque(maxlen=FOLLOWED)              # µs from a click to its being learnt
         self._stop = asyncio.Event()
         self._exposition = exposition.Exposition("metrics.trainer_port", settings.metrics.trainer_port, self._families)
+        self._tell_gate()
+        for alarm in self._gate.forgotten(self._alarms.open, time.time_ns() // 1000):
+            self._alarms.raise_(alarm)
         metrics = settings.metrics
         sampler = Sampler(metrics.sample) if watch is not None and metrics.sample else None
         self._training = Training(intake, learner, progressive, guard, marker, sampler)
@@ -287,6 +294,7 @@ class Trainer:
         if any(given.order.what == "rollback" for given in heard):
             self._publish(force=True)             # where the order found us: it is obeyed from here, killed or not
         self._publisher.control, self._untold = obey(self._publisher.store, self._publisher.control, heard)
+        self._tell_gate()
         if any("first" in answer for answer in self._untold):
             self._publisher.store.close()
             self._close_logs()
@@ -294,6 +302,12 @@ class Trainer:
             begin_anew()
         self._publish(force=True)
         self._answer()
+
+    def _tell_gate(self) -> None:
+        """Those of the orders just obeyed that are the gate's; not those that a rollback has overtaken."""
+        for answer in since_rollback(self._untold):
+            if answer["order"] in ("hold", "release"):
+                self._gate.obey(answer["order"], time.time_ns() // 1000)
 
     def _answer(self) -> None:
         """Say what came of orders, once a checkpoint knows it."""
@@ -310,6 +324,7 @@ class Trainer:
         step = self._training.step(force)
         if step is None:
             return False
+        self._gate.learnt(step, time.time_ns() // 1000)
         if step.batch is not None:
             self._trace(step.batch)
             self._joined_us = int(step.batch.joined_us[-1])
@@ -336,12 +351,16 @@ class Trainer:
         ended = intake.tallies["flush"] > self._replays
         force = force or ended
         now_us = time.time_ns() // 1000
+        self._gate.passed(now_us)
         cursors = {partition: (at.trigger, at.offset, at.item) for partition, at in intake.cursors.items()}
         if self._publisher.maybe_publish(
             now_us, cursors=cursors, offsets=intake.resume, tallies=intake.tallies, traces=self._traces,
             force=force or self._publisher.checkpoint_due(now_us),
         ):
             self._traces = []
+        for alarm in self._gate.take():
+            self._alarms.raise_(alarm)
+            force = True                      # a hold begins or ends once, and with the same patience, killed or not
         if force or self._publisher.checkpoint_due(now_us):
             self._beside.settle()             # a window that the checkpoint holds is not learnt again
             for written in self._logs:
@@ -381,7 +400,7 @@ class Trainer:
             "examples_learnt": intake.tallies["examples"], "positives": intake.tallies["positives"],
             "tallies": dict(intake.tallies), "dropped": intake.dropped, "gaps": intake.gaps, "waiting_rows": intake.rows,
             "batches_learnt": self._training.learner.batches_learnt, "lifetime": lifetime.as_dict() if lifetime else None,
-            "rate_factor": self._training.guard.rate_factor, "idle_s": round(self._idle_s, 3),
+            "gate": self._gate.status(), "rate_factor": self._training.guard.rate_factor, "idle_s": round(self._idle_s, 3),
             "windows_unwritten": unwritten,
             "windows_lost": sum(one.lost for one in self._logs),
         }
@@ -445,6 +464,12 @@ def obey(store: SnapshotStore, control: Control, heard: Sequence[Given]) -> tupl
         control = after
         answers.append(answer)
     return control, answers
+
+
+def since_rollback(answers: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
+    """Those after the last one that went back."""
+    back = [place for place, answer in enumerate(answers) if "first" in answer]
+    return answers[back[-1] + 1 :] if back else answers
 
 
 def begin_anew() -> NoReturn:

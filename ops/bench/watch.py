@@ -1,0 +1,255 @@
+"""What watching costs: the trainer's own way from records to weights, with none of it, and with one part after the other.
+
+All learn the same records of a simulated store, from memory, in one process. One has its turn while the others rest, a window
+of examples each, which closes in the middle of it, for many rounds; who is first changes with each. A turn ends when the thread
+beside has done its part. The answer is the median of the rounds' own ratios: by the clock, by the CPU time of the learner's
+thread, and by that of all threads. CPU times hold on a machine that others use too; the clock does not.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+import numpy as np
+
+from ops.bench.labels import STORE, store_log
+from schemas import fields
+from schemas.bags import Bags
+from schemas.config import Settings
+from schemas.errors import BadEvent
+from schemas.events import Impression, encoded
+from schemas.examples import Examples
+from schemas.fields import FieldSchema
+from stream_trainer.beside import Beside
+from stream_trainer.drift import Drift
+from stream_trainer.gate import Gate
+from stream_trainer.guard import Guard
+from stream_trainer.inputs import Sampler
+from stream_trainer.intake import Intake
+from stream_trainer.join import BEGINNING, JoinCore
+from stream_trainer.learner import Learner
+from stream_trainer.marks import Marker
+from stream_trainer.metric_log import FIELDS_SCHEMA, SCHEMA, MetricLog
+from stream_trainer.progressive import Progressive
+from stream_trainer.publisher import Publisher
+from stream_trainer.reference import Reference
+from stream_trainer.store import SnapshotStore
+from stream_trainer.training import Step, Training
+from stream_trainer.watching import Table, Watch
+
+BAR = 0.05             # of the throughput that watching may cost
+STORE_S = 300.0        # of the simulated store: about 120,000 examples, learnt again and again
+LINEAGE = "ab" * 16
+WAYS = {               # each with those before it
+    "off": "windows alone (metrics.watch=false)", "watch": "slices, groups, what was served, fields", "drift": "detectors",
+    "gate": "before versions", "reference": "a version beside (metrics.reference)",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """Seconds that the same examples took: by the clock, of the learner's thread, of all threads."""
+
+    wall: float
+    thread: float
+    process: float
+
+
+def records(schema: FieldSchema, settings: Settings, seconds: float) -> list[Examples]:
+    """What a joiner writes of a store's log; all of it was served with some score."""
+    encoder = fields.Encoder(schema, training=True)
+
+    def encode(shown: Sequence[Impression]) -> list[Bags | BadEvent]:
+        return encoded(shown, encoder.encode_all)
+
+    join = JoinCore(0, settings.join, BEGINNING, encode, schema.numbers, schema.digests)
+    events = store_log(STORE, seconds).events
+    join.feed_all([(offset, time_us, value) for offset, (time_us, value) in enumerate(events)])
+    random = np.random.default_rng(1)
+    return [
+        replace(record, served_probability=random.beta(1, 8, len(record)).astype(np.float32))
+        for record in join.records(0, flush=True) if len(record)
+    ]
+
+
+class Way:
+    """A trainer's thread and the one beside it, without Kafka and store."""
+
+    def __init__(self, what: str, settings: Settings, schema: FieldSchema, given: Sequence[Examples], folder: Path) -> None:
+        """what: one of WAYS."""
+        self._settings, self._schema, self._given = settings, schema, given
+        parts = list(WAYS)[1 : list(WAYS).index(what) + 1]
+        metrics, self._logs = settings.metrics, list[MetricLog]()
+        marker = Marker(schema, metrics) if "watch" in parts else None
+        watch = Watch(marker, metrics, self._told) if marker else None
+        self._beside = Beside(_fails)
+        self._learner = Learner(settings.model, settings.learn, schema)
+        self._progressive = Progressive(metrics.window_rows, watch, self._beside)
+        self._guard = Guard(self._learner)
+        self._drift = Drift() if "drift" in parts else None
+        self._gate = Gate(settings.gate, schema, self._learner.score) if "gate" in parts else None
+        self._marker, self._sampler = marker, Sampler(metrics.sample) if watch and metrics.sample else None
+        self._steps = self._learnt()
+        if watch is not None:
+            self._logs = [
+                MetricLog(folder / what / name, LINEAGE, 0, metrics.keep_mb << 20, own)
+                for name, own in (("windows", SCHEMA), ("fields", FIELDS_SCHEMA))
+            ]
+        self._spent_s = self._began_s = 0.0                  # of the learner's thread: stands for the clock of a quiet machine
+        self._flush_s = self._version_s = 0.0
+        self._learnt_rows = self._asked_rows = 0
+        if watch is not None and "reference" in parts:
+            watch.reference = self._pinned(folder / "store")
+
+    def turn(self, examples: int) -> Turn:
+        """Learn so many, to the batch, with those of earlier turns."""
+        wall, thread, process = time.perf_counter(), time.thread_time(), time.process_time()
+        self._began_s = thread
+        self._asked_rows += examples
+        while self._learnt_rows < self._asked_rows:
+            self._learnt_rows += next(self._steps)
+        self._beside.settle()
+        if self._now_s() >= self._flush_s:
+            self._flush_s = self._now_s() + self._settings.snapshot.checkpoint_every_s
+            for log in self._logs:
+                log.flush()
+        turn = Turn(time.perf_counter() - wall, time.thread_time() - thread, time.process_time() - process)
+        self._spent_s += turn.thread
+        return turn
+
+    def digest(self) -> str:
+        """Of its weights."""
+        return self._learner.digest()
+
+    def close(self) -> None:
+        """End its threads."""
+        self._beside.close()
+        for log in self._logs:
+            log.close()
+
+    def _learnt(self) -> Iterator[int]:
+        """Examples of each step, for ever."""
+        while True:
+            intake = Intake(self._schema, self._settings.learn.batch_rows)
+            training = Training(intake, self._learner, self._progressive, self._guard, self._marker, self._sampler)
+            for offset, record in enumerate(self._given):
+                intake.offer(0, offset, record)
+                while (step := training.step()) is not None:
+                    if self._gate is not None:
+                        self._ask(self._gate, step)
+                    yield 0 if step.batch is None else len(step.batch)
+
+    def _ask(self, gate: Gate, step: Step) -> None:
+        """As the trainer does: with each step, and before each version."""
+        now_us = time.time_ns() // 1000
+        gate.learnt(step, now_us)
+        if self._now_s() >= self._version_s:
+            self._version_s = self._now_s() + self._settings.snapshot.version_every_s
+            gate.holds(now_us)
+        gate.take()
+
+    def _now_s(self) -> float:
+        return self._spent_s + time.thread_time() - self._began_s
+
+    def _told(self, windows: Table, own: Table) -> None:
+        for log, table in zip(self._logs, (windows, own), strict=False):
+            log.write(time.time_ns() // 1000, table)
+        if self._drift is not None:
+            self._drift.closed(windows, own, time.time_ns() // 1000)
+
+    def _pinned(self, store_dir: Path) -> Reference:
+        """A version of this model after its first examples."""
+        self._learnt_rows = sum(next(self._steps) for _ in range(40))
+        settings = self._settings
+        with SnapshotStore(store_dir) as store:
+            learner = self._learner
+            snapshot = replace(settings.snapshot, rotation=learner.table.rotation)
+            publisher = Publisher(store, learner, Progressive(settings.metrics.window_rows), snapshot, LINEAGE)
+            publisher.restore()
+            version = publisher.maybe_publish(1, force=True)
+            assert version is not None
+            return Reference(store, version.number, settings.model, settings.learn, self._schema)
+
+
+def _fails(error: BaseException) -> None:
+    """On the thread beside: end as the trainer would."""
+    print(f"{type(error).__name__}: {error}", flush=True)
+    os._exit(1)
+
+
+@contextmanager
+def ways(settings: Settings, seconds: float) -> Iterator[dict[str, Way]]:
+    """All of them, warmed up."""
+    schema = fields.load(settings.model.schema)
+    given = records(schema, settings, seconds)
+    (settings.var / "bench").mkdir(parents=True, exist_ok=True)
+    folder = Path(mkdtemp(prefix="watch-", dir=settings.var / "bench"))
+    made: dict[str, Way] = {}
+    try:
+        for what in WAYS:
+            made[what] = Way(what, settings, schema, given, folder)
+        yield made
+    finally:
+        for way in made.values():
+            way.close()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def compare(settings: Settings, rounds: int, seconds: float, say: Callable[[str], None]) -> dict[str, Any]:
+    """Turns of all ways, and what they come to."""
+    examples = settings.metrics.window_rows
+    turns: dict[str, list[Turn]] = {what: [] for what in WAYS}
+    with ways(settings, seconds) as made:
+        for way in made.values():
+            way.turn(examples * 5 // 2)          # memory and caches; from here on windows close in the middle of turns
+        for number in range(rounds):
+            order = [*WAYS][number % len(WAYS) :] + [*WAYS][: number % len(WAYS)]
+            for what in order if number % 2 else reversed(order):
+                turns[what].append(made[what].turn(examples))
+            last = ", ".join(f"{what} {examples / turns[what][-1].wall:,.0f}" for what in WAYS)
+            say(f"round {number + 1} of {rounds}, examples/s: {last}")
+    return report(turns, examples) | {"rounds": rounds, "cores": os.cpu_count(), "load": list(os.getloadavg())}
+
+
+def report(turns: dict[str, list[Turn]], examples: int) -> dict[str, Any]:
+    """Examples a second of each way; and what each costs of the throughput of the way without, by each clock."""
+    found: dict[str, Any] = {"examples_per_turn": examples, "examples_per_s": {}, "cost": {}}
+    for what, own in turns.items():
+        found["examples_per_s"][what] = statistics.median(examples / turn.wall for turn in own)
+        if what == "off":
+            continue
+        found["cost"][what] = {
+            clock: _cost([getattr(turn, clock) for turn in turns["off"]], [getattr(turn, clock) for turn in own])
+            for clock in ("wall", "thread", "process")
+        }
+    seen = found["cost"][[*WAYS][-1]]["wall"]["median"]
+    return found | {"bar": {"wanted": BAR, "seen": seen, "met": seen <= BAR}}
+
+
+def _cost(without: Sequence[float], with_: Sequence[float]) -> dict[str, float]:
+    """Share of the throughput that is lost: of the rounds' own, the median and the quarters; of the shortest turns."""
+    each = [1 - one / other for one, other in zip(without, with_, strict=True)]
+    low, median, high = statistics.quantiles(each, n=4) if len(each) > 1 else each * 3
+    return {"median": median, "quarter": low, "three_quarters": high, "least": 1 - min(without) / min(with_)}
+
+
+def table(found: dict[str, Any]) -> str:
+    """The report for a person."""
+    lines = [f"{'':<12}{'examples/s':>12}   lost of it, median (quarters): by the clock, the learner's thread, all threads"]
+    for what, speed in found["examples_per_s"].items():
+        costs = "".join(
+            f"{cost['median']:>9.1%} ({cost['quarter']:.1%} to {cost['three_quarters']:.1%})"
+            for cost in found["cost"].get(what, {}).values()
+        )
+        lines.append(f"{what:<12}{speed:>12,.0f}   {costs}")
+    verdict = "met" if found["bar"]["met"] else "MISSED"
+    return "\n".join([*lines, f"{verdict}: {found['bar']['seen']:.1%} lost, {BAR:.0%} allowed"])
