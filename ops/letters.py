@@ -11,9 +11,11 @@ from dataclasses import dataclass
 import orjson
 from google.protobuf import text_format
 from google.protobuf.message import DecodeError
+from kafka import TopicPartition
+from kafka.errors import KafkaError
 
 from ops.anew import Place, Record, publish, scan
-from ops.cluster import read_topic
+from ops.cluster import consumer, read_topic, refused
 from schemas import fields
 from schemas.config import Settings
 from schemas.errors import BadEvent
@@ -58,6 +60,24 @@ def letters(settings: Settings) -> Iterator[Letter]:
         if record.key not in seen:
             seen.add(record.key)
             yield _letter(record.value)
+
+
+def newest(settings: Settings, most: int) -> tuple[list[Letter], int]:
+    """The newest so many of each partition, newest first, and how many records the topic holds; the others are not read. Raises
+    BrokerError."""
+    topic = settings.kafka.topic("dead-letters")
+    reader = consumer(settings.kafka, "dead-letters")
+    try:
+        places = [TopicPartition(topic, number) for number in sorted(reader.partitions_for_topic(topic) or ())]
+        begins, ends = reader.beginning_offsets(places), reader.end_offsets(places)
+    except KafkaError as failed:
+        raise refused(settings.kafka, f"{topic} could not be read", failed) from failed
+    finally:
+        reader.close()
+    first = {place.partition: ends[place] - most for place in places}
+    found = {record.key: record for record in read_topic(settings.kafka, "dead-letters", "dead-letters", first)}
+    in_time = sorted(found.values(), key=lambda record: (record.timestamp, record.offset), reverse=True)
+    return [_letter(record.value) for record in in_time[:most]], sum(ends[place] - begins[place] for place in places)
 
 
 def replay(settings: Settings, chosen: Collection[Letter], again: bool = False) -> Replayed:

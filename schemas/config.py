@@ -482,6 +482,28 @@ class GateConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class DashboardConfig:
+    """The web page of `freshet dashboard`."""
+
+    host: str = "127.0.0.1"            # plain HTTP, and everybody who reaches it may look: elsewhere, through a tunnel
+    port: int = 8050                   # 0 = any free port
+    token: str = field(default="", repr=False)  # what must be typed in before the page gives orders, from
+                                       # FRESHET_DASHBOARD_TOKEN; without one it gives none
+    token_file: str = ""               # its first line is the token
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise ConfigError(f"dashboard.port={self.port}: from 0 to 65535")
+        if self.token and self.token_file:
+            raise ConfigError("dashboard.token and dashboard.token_file are both set: drop one")
+        if (self.token or self.token_file) and not is_loopback(self.host):
+            raise ConfigError(
+                f"dashboard.host={self.host} with a token: the page speaks plain HTTP, so everybody on the way could read it; "
+                "keep 127.0.0.1 and come through a tunnel (ssh -L), or a proxy that speaks TLS"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
     """Everything, checked. `var` is the one directory that freshet writes to."""
 
@@ -495,6 +517,7 @@ class Settings:
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
     alarms: AlarmsConfig = field(default_factory=AlarmsConfig)
     gate: GateConfig = field(default_factory=GateConfig)
+    dashboard: DashboardConfig = field(default_factory=DashboardConfig)
 
     @property
     def store_dir(self) -> Path:
@@ -523,13 +546,14 @@ class Settings:
 
 
 SECRETS = frozenset(  # keys whose values nobody prints
-    {"kafka.password", "score.tokens", "score.operator_tokens", "score.caller_token", "alarms.webhook"}
+    {"kafka.password", "score.tokens", "score.operator_tokens", "score.caller_token", "alarms.webhook",
+     "dashboard.token"}
 )
 
 SECTIONS: dict[str, type[Any]] = {
     "kafka": KafkaConfig, "join": JoinConfig, "model": ModelConfig, "learn": LearnConfig,
     "snapshot": SnapshotConfig, "score": ScoreConfig, "metrics": MetricsConfig,
-    "alarms": AlarmsConfig, "gate": GateConfig, 
+    "alarms": AlarmsConfig, "gate": GateConfig, "dashboard": DashboardConfig,
 }
 
 
