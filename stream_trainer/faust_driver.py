@@ -15,6 +15,7 @@ What it works around, each measured (faust-streaming 0.15.3, aiokafka 0.14.0):
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sys
 import threading
@@ -134,9 +135,13 @@ class Kafka:
     def behind(self, next_offsets: Mapping[int, int]) -> dict[int, int]:
         """How many records wait in each partition from that offset on, as the newest answer of the broker knows them; of those
         that it has answered of."""
-        consumer = self._app.consumer
-        ends = {partition: consumer.highwater(TP(self._topic, partition)) for partition in next_offsets}
-        return {partition: max(end - next_offsets[partition], 0) for partition, end in ends.items() if end is not None}
+        found = {}
+        for partition, next_offset in next_offsets.items():
+            with contextlib.suppress(AssertionError):          # aiokafka's word for: assigned to us no more
+                end = self._app.consumer.highwater(TP(self._topic, partition))
+                if end is not None:
+                    found[partition] = max(end - next_offset, 0)
+        return found
 
     async def partitions(self, topic: str) -> int:
         """How many partitions a topic has. Raises BrokerError if it does not exist."""

@@ -19,14 +19,12 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
 from typing import Any, NoReturn, Protocol
 
 import numpy as np
 import structlog
-from prometheus_client import Metric
 
 from schemas import fields
 from schemas.config import Settings
@@ -34,29 +32,20 @@ from schemas.control import ControlError
 from schemas.errors import BrokerError, SnapshotError
 from schemas.examples import Cursor, Examples, ExamplesError, decode
 from schemas.journal import Journal
-from stream_trainer import exposition, faust_driver, health
-from stream_trainer.alarms import Alarms
-from stream_trainer.beside import Beside
+from stream_trainer import faust_driver
 from stream_trainer.branch import go_back, told
 from stream_trainer.control import Control, Given
-from stream_trainer.drift import REMEMBERED, Drift
 from stream_trainer.faust_driver import Kafka, Position, Record
 from stream_trainer.gate import Gate
 from stream_trainer.guard import Guard
-from stream_trainer.inputs import Sampler
 from stream_trainer.intake import Batch, Intake
 from stream_trainer.learner import Learner
-from stream_trainer.looking_back import newest_windows
-from stream_trainer.marks import Marker
+from stream_trainer.lookout import Lookout
 from stream_trainer.memory import check_learner
-from stream_trainer.metric_log import FIELDS_SCHEMA, SCHEMA, MetricLog
-from stream_trainer.progressive import Progressive
 from stream_trainer.publisher import Publisher
-from stream_trainer.reference import asked_for
 from stream_trainer.slots import take_slot
 from stream_trainer.store import SnapshotStore
 from stream_trainer.training import Training
-from stream_trainer.watching import Table, Watch
 
 WAITING_RECORDS = 64       # handed over and not learnt: about 64,000 examples, a second's work
 TRACES_PER_VERSION = 32    # clicks followed from their event to the score that used them
@@ -101,15 +90,11 @@ class Trainer:
         control, self._untold = obey(store, Control.of(store.newest_checkpoint()), orders.waiting())
 
         learner = Learner(settings.model, settings.learn, schema, settings.snapshot.rotation)
-        self._beside = Beside(faust_driver.crash)
-        self._logs: list[MetricLog] = []      # of windows and slices, of fields
-        marker = Marker(schema, settings.metrics) if settings.metrics.watch else None
-        watch = Watch(marker, settings.metrics, self._told) if marker else None
-        progressive = Progressive(settings.metrics.window_rows, watch, self._beside)
+        self._lookout = Lookout(settings, schema)
         guard = Guard(learner)
         self._gate = Gate(settings.gate, schema, learner.score)
         self._publisher = Publisher(
-            store, learner, progressive, settings.snapshot, secrets.token_hex(16), guard, self._gate
+            store, learner, self._lookout.progressive, settings.snapshot, secrets.token_hex(16), guard, self._gate
         )
         restored = self._publisher.restore()
         self._publisher.control = control
@@ -117,35 +102,18 @@ class Trainer:
             schema, settings.learn.batch_rows,
             {p: Cursor(*place) for p, place in restored.cursors.items()}, restored.tallies, restored.offsets,
         ) if restored else Intake(schema, settings.learn.batch_rows)
-        self._alarms = Alarms(
-            settings.alarms, settings.alarms_file, model=settings.model.name, process="trainer",
-            lineage=self._publisher.lineage,
-        )
-        self._drift = Drift()
-        self._health = health.Health(self._alarms.open)
-        self._reported: tuple[float, dict[str, Any]] | None = None   # when (monotonic s), and the figures of then
-        self._window: dict[str, Any] | None = None                   # the newest one's line
+        self._lookout.begin(self._publisher.lineage, control.pinned, store)
         self._next: dict[int, int] = {}       # partition → the offset after the newest record that was read
         self._read_us = self._joined_us = 0   # its time in Kafka; when the newest example that was learnt was joined
         self._behind: dict[str, int] = {}     # partition → records that wait
         self._ways: deque[int] = deque(maxlen=FOLLOWED)              # µs from a click to its being learnt
         self._stop = asyncio.Event()
-        self._exposition = exposition.Exposition("metrics.trainer_port", settings.metrics.trainer_port, self._families)
         self._tell_gate()
-        for alarm in self._gate.forgotten(self._alarms.open, time.time_ns() // 1000):
-            self._alarms.raise_(alarm)
-        metrics = settings.metrics
-        sampler = Sampler(metrics.sample) if watch is not None and metrics.sample else None
-        self._training = Training(intake, learner, progressive, guard, marker, sampler)
-        if watch is not None:
-            watch.reference = asked_for(
-                metrics.reference, control.pinned, store, settings.model, settings.learn, schema
-            )
-            self._logs = [
-                MetricLog(folder, self._publisher.lineage, progressive.whole_rows, metrics.keep_mb << 20, own)
-                for folder, own in ((settings.windows_dir, SCHEMA), (settings.fields_dir, FIELDS_SCHEMA))
-            ]
-            self._beside.give(partial(self._look_back, progressive.whole_rows))
+        for alarm in self._gate.forgotten(self._lookout.alarms.open, time.time_ns() // 1000):
+            self._lookout.alarms.raise_(alarm)
+        self._training = Training(
+            intake, learner, self._lookout.progressive, guard, self._lookout.marker, self._lookout.sampler
+        )
         self._records: queue.Queue[tuple[int, int, Examples] | None] = queue.Queue()
         self._traces: list[dict[str, int]] = []
         self._replays = intake.tallies["flush"]
@@ -211,24 +179,14 @@ class Trainer:
         """See that all goes well; what there is to do is done in the learner's thread."""
         while not self._stop.is_set():
             self._behind = {str(partition): records for partition, records in kafka.behind(self._next).items()}
-            if self._reported is not None:
-                told_s, figures = self._reported
-                now_s, now_us = time.monotonic(), time.time_ns() // 1000
-                conditions = health.of_trainer(figures, self._settings.alarms, now_us, now_s - told_s)
-                for alarm in self._health.look(conditions, now_s, now_us):
-                    self._alarms.raise_(alarm)
+            self._lookout.look()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stop.wait(), STATUS_EVERY_S)
-
-    def _families(self) -> Iterator[Metric]:
-        """For a scrape, on a thread of the server's."""
-        figures = None if self._reported is None else self._reported[1]
-        return exposition.of_trainer(figures, self._window, self._alarms.open, time.time_ns() // 1000)
 
     async def stopping(self) -> None:
         """Learn what was handed over as far as batches are full, write a last version and checkpoint."""
         self._stop.set()
-        self._exposition.close()
+        self._lookout.unexpose()
         if self._thread.is_alive():
             self._records.put(None)
             await asyncio.to_thread(self._thread.join, STOP_TIMEOUT_S)
@@ -258,7 +216,7 @@ class Trainer:
                 if record is None:
                     self._publish(force=True)
                     self._publisher.store.close()
-                    self._close_logs()
+                    self._lookout.close()
                     return
                 self._training.intake.offer(*record)
             while self._step(force=False):
@@ -297,7 +255,7 @@ class Trainer:
         self._tell_gate()
         if any("first" in answer for answer in self._untold):
             self._publisher.store.close()
-            self._close_logs()
+            self._lookout.close()
             self._answer()
             begin_anew()
         self._publish(force=True)
@@ -359,12 +317,10 @@ class Trainer:
         ):
             self._traces = []
         for alarm in self._gate.take():
-            self._alarms.raise_(alarm)
+            self._lookout.alarms.raise_(alarm)
             force = True                      # a hold begins or ends once, and with the same patience, killed or not
         if force or self._publisher.checkpoint_due(now_us):
-            self._beside.settle()             # a window that the checkpoint holds is not learnt again
-            for written in self._logs:
-                written.flush()
+            self._lookout.settle()            # a window that the checkpoint holds is not learnt again
         self._publisher.maybe_checkpoint(
             now_us, cursors=cursors, offsets=intake.resume, tallies=intake.tallies, force=force
         )
@@ -380,14 +336,14 @@ class Trainer:
             return
         self._status_at = now + STATUS_EVERY_S
         figures = self._figures()
-        self._reported = now, figures
+        self._lookout.reported(figures)
         self._journal.write({"event": "trainer.status", **figures})
 
     def _figures(self) -> dict[str, Any]:
         intake = self._training.intake
         lifetime = self._training.progressive.lifetime()
         version = self._publisher.store.newest_version()
-        unwritten = next((one.trouble for one in self._logs if one.trouble), None)
+        seen = self._lookout.figures()
         lost = f"{self._journal.path}: {self._journal.lost:,} rows are lost" if self._journal.lost else None
         ways = np.percentile(self._ways, (50, 99)).tolist() if self._ways else []
         return {
@@ -396,40 +352,12 @@ class Trainer:
             "unpublished": self._training.learner.examples_learnt - (version.examples_learnt if version else 0),
             "lag": self._behind, "read_age_s": (time.time_ns() // 1000 - self._read_us) / 1e6 if self._read_us else None,
             "click_to_learnt_s": {of: us / 1e6 for of, us in zip(("0.5", "0.99"), ways, strict=False)},
-            "unwritten": unwritten or lost, "metrics_port": self._exposition.port, "alarms_dropped": self._alarms.dropped,
+            "unwritten": seen["windows_unwritten"] or lost, **seen,
             "examples_learnt": intake.tallies["examples"], "positives": intake.tallies["positives"],
             "tallies": dict(intake.tallies), "dropped": intake.dropped, "gaps": intake.gaps, "waiting_rows": intake.rows,
             "batches_learnt": self._training.learner.batches_learnt, "lifetime": lifetime.as_dict() if lifetime else None,
             "gate": self._gate.status(), "rate_factor": self._training.guard.rate_factor, "idle_s": round(self._idle_s, 3),
-            "windows_unwritten": unwritten,
-            "windows_lost": sum(one.lost for one in self._logs),
         }
-
-    # --- the thread beside ---
-
-    def _told(self, windows: Table, fields: Table) -> None:
-        """A window is closed: its lines, and those of its fields."""
-        now_us = time.time_ns() // 1000
-        for written, table in zip(self._logs, (windows, fields), strict=False):   # while a checkpoint is restored, none
-            written.write(now_us, table)
-        self._window = {name: column[0] for name, column in windows.items() if len(column)}
-        if self._logs:
-            for alarm in self._drift.closed(windows, fields, now_us):
-                self._alarms.raise_(alarm)
-
-    def _look_back(self, rows: int) -> None:
-        """What is usual, by the windows that the checkpoint knows."""
-        settings = self._settings
-        before = newest_windows(settings.windows_dir, settings.fields_dir, self._publisher.lineage, rows, REMEMBERED)
-        self._drift, over = Drift.rebuilt(before, self._alarms.open)
-        for alarm in over:
-            self._alarms.raise_(alarm)
-
-    def _close_logs(self) -> None:
-        self._beside.close()
-        for written in self._logs:
-            written.close()
-        self._alarms.close()
 
 
 def _goes_on(topic: str, partition: int, at: Position, resume: int | None) -> int:
