@@ -159,6 +159,7 @@ class _Webhook:
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect())
         self._queue: queue.Queue[dict[str, Any]] = queue.Queue(QUEUED)
         self._closing = threading.Event()
+        self._given_up = False           # what waited when this ended was said then
         self._failing = False
         threading.Thread(target=self._work, name="webhook", daemon=True).start()
 
@@ -172,16 +173,17 @@ class _Webhook:
         self._closing.set()
         with self._queue.all_tasks_done:
             if not self._queue.all_tasks_done.wait_for(lambda: not self._queue.unfinished_tasks, CLOSE_S):
+                self._given_up = True
                 log.error("alarm.undelivered", host=self._host, error="the process ends", alarms=self._queue.unfinished_tasks)
 
     def _work(self) -> None:
-        while True:
+        while not self._given_up:
             self._deliver(self._queue.get())
             self._queue.task_done()
 
     def _deliver(self, line: dict[str, Any]) -> None:
         began, pause_s = time.monotonic(), PAUSES_S[0]
-        while (why := self._post(line)) is not None:
+        while (why := self._post(line)) is not None and not self._given_up:
             again = why[1] and time.monotonic() - began + pause_s < PATIENCE_S and not self._closing.is_set()
             if not self._failing:
                 log.error("alarm.webhook", host=self._host, error=why[0], does="tries again" if again else "gives up")
@@ -191,7 +193,7 @@ class _Webhook:
                 return
             self._closing.wait(pause_s)
             pause_s = min(2 * pause_s, PAUSES_S[1])
-        if self._failing:
+        if self._failing and not self._given_up:
             log.warning("alarm.webhook_answers", host=self._host)
             self._failing = False
 

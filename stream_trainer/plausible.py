@@ -172,11 +172,11 @@ class Values:
     """One value's clicks against its own history: of fields of the items, values that are one of many.
 
     A value is judged when it would have had LEAST clicks at the usual rate by now, and is no more than MOST_SHARE of what is
-    shown. Values that rise together are fashion, not a farm: at most ALONE of a field may be on their way. Values whose ids are
-    equal in their last bits share a place, and are judged together.
+    shown. Values that rise together are fashion, not a farm: at most ALONE of a field may be on their way. Of values whose ids
+    are equal in their last bits one has the place, as long as it is shown in every block; the others are not judged.
     """
 
-    FIELDS, SLOTS, LEAST, MOST_SHARE, ALONE, HALVE_AT = 4, 1 << 12, 5.0, 1 / 32, 3, 1 << 18
+    FIELDS, SLOTS, LEAST, MOST_SHARE, ALONE, HALVE_AT = 4, 1 << 14, 5.0, 1 / 32, 3, 1 << 18
     SUSPICIOUS = 4.0       # evidence from which on its clicks no longer make its history
 
     def __init__(self, schema: FieldSchema, factor: float) -> None:
@@ -189,7 +189,7 @@ class Values:
         size = len(self.columns) * self.SLOTS
         self._shown, self._clicks, self.evidence = np.zeros((3, size), np.float32)
         self._new_shown, self._new_clicks = np.zeros((2, size), np.float32)      # since the evidence began
-        self._whose = np.zeros(size, np.uint64)                                  # the value that was clicked last
+        self._whose = np.zeros(size, np.uint64)                                  # the value that has the place
         self._total = np.zeros(2)                                                # shown, clicks: of all
 
     def judge(
@@ -200,11 +200,12 @@ class Values:
         if not self.columns:
             return
         size = len(self._shown)
-        clicks = self._places(ripe.values)
-        self._whose[clicks] = ripe.values.reshape(-1)
-        k = np.bincount(clicks, minlength=size).astype(np.float32)                       # (I·SLOTS,)
+        shown, clicks = self._places(come.values), self._places(ripe.values)
+        own = self._make_room(shown, come.values.reshape(-1))
+        known_clicks = clicks[self._whose[clicks] == ripe.values.reshape(-1)]
+        k = np.bincount(known_clicks, minlength=size).astype(np.float32)                  # (I·SLOTS,)
         zero = np.where(clicked, 0, come.weight)                                          # (n,)
-        n = np.bincount(self._places(come.values), np.repeat(zero, len(self.columns)), size).astype(np.float32) + k
+        n = np.bincount(shown, np.repeat(zero, len(self.columns)) * own, size).astype(np.float32) + k
         if most and self._total[1]:
             rate = float(self._total[1] / self._total[0])
             usual = (self._clicks + self.LEAST) / (self._shown + self.LEAST / rate) * max(odds / (1 + odds) / rate, 1.0)
@@ -224,6 +225,22 @@ class Values:
             if self._total[0] > self.HALVE_AT:
                 for sums in (self._total, self._shown, self._clicks):
                     sums *= 0.5
+
+    def _make_room(self, places: NDArray[np.intp], values: Ids) -> NDArray[np.bool_]:
+        """Whether each value has its place: (m,). One whose holder was not shown meanwhile takes it, and begins anew: an app
+        that is born does not inherit a dead one's clicks. places, values: (m,)."""
+        own: NDArray[np.bool_] = self._whose[places] == values
+        if own.all():
+            return own
+        held = np.zeros(len(self._whose), bool)
+        held[places[own]] = True
+        taken = ~own & ~held[places]
+        free = places[taken]
+        self._whose[free] = values[taken]
+        for sums in (self._shown, self._clicks, self.evidence, self._new_shown, self._new_clicks):
+            sums[free] = 0
+        now: NDArray[np.bool_] = self._whose[places] == values
+        return now
 
     def _places(self, values: Ids) -> NDArray[np.intp]:
         """(n·I,)."""

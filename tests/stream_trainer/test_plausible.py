@@ -127,12 +127,13 @@ class Market:
         self.apps = apps
         self.rate = self.rng.uniform(0.04, 0.16, apps)
         self.values = Values(SCHEMA, 4.0)
+        self.born = np.zeros(apps, np.uint64)      # bits of the id that differ from an earlier app's of the same place
 
     def block(self, factor: np.ndarray | float = 1.0, first: int = 0, most: float = MOST) -> None:
         app = self.rng.integers(0, self.apps, 512)
         clicked = self.rng.random(512) < np.minimum(self.rate * factor, 1.0)[app]
         category = ids(1_000_000 + app % 16)
-        come = rows(np.arange(512), np.column_stack((ids(first + app), category, ids(70_000 + app % 30))))
+        come = rows(np.arange(512), np.column_stack((ids(first + app) ^ self.born[app], category, ids(70_000 + app % 30))))
         ripe = come.take(np.flatnonzero(clicked))
         self.values.judge(ripe, come, clicked, most, True, 0.1 / 0.9)
 
@@ -165,6 +166,17 @@ def test_quiet_examples_a_rate_that_doubles_for_all_and_new_apps_blame_no_app() 
     market = Market(8).warm()
     for _ in range(100):
         market.block(liked)
+        assert not market.values.standing(MOST)
+
+
+def test_an_app_does_not_inherit_the_clicks_of_a_dead_one_whose_place_it_has() -> None:
+    """One that 1 in a hundred clicked, then another that 20 in a hundred click and whose id has the same last bits."""
+    market = Market(11)
+    market.rate[17] = 0.01
+    market.warm()
+    market.rate[17], market.born[17] = 0.2, 1 << 50
+    for _ in range(100):
+        market.block()
         assert not market.values.standing(MOST)
 
 
