@@ -37,6 +37,8 @@ ONLY_IN = {
     "typer": ["ops/"],
     "rich": ["ops/"],
     "honcho": ["ops/run.py"],
+    "nicegui": ["ops/dashboard/panels.py", "ops/dashboard/server.py"],
+    "river": ["stream_trainer/drift.py", "ops/river_estimator.py", "ops/bench/detectors.py"],
 }
 
 # The only file that holds a gRPC servicer of ours.
@@ -52,6 +54,9 @@ PURE = {
     "stream_trainer/slices.py": {"numpy"},
     "stream_trainer/watching.py": {"numpy"},
     "stream_trainer/drift.py": {"numpy", "river"},
+    "stream_trainer/gate.py": {"numpy", "orjson"},
+    "stream_trainer/plausible.py": {"numpy"},
+    "stream_trainer/inputs.py": {"numpy"},
     "stream_trainer/health.py": set(),
     "stream_trainer/table.py": {"numpy", "torch"},
     "schemas/hashing.py": {"numpy", "xxhash"},
