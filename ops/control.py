@@ -12,6 +12,7 @@ from kafka.errors import KafkaError
 
 from ops.cluster import admin, consumer, producer, refused
 from ops.topics import describe
+from ops.watch import wait_for_order
 from schemas.config import Settings
 from schemas.control import ControlError, Order, decode, encode
 from schemas.errors import BrokerError
@@ -34,6 +35,25 @@ def give(settings: Settings, order: Order) -> int:
         raise refused(settings.kafka, f"the order was not taken by {topic}", failed) from failed
     finally:
         sender.close(timeout=5)
+
+
+def ordered(settings: Settings, order: Order, wait_s: float) -> tuple[dict[str, Any], Mapping[str, Any]]:
+    """Write an order and wait for what the trainer says: what is reported of any order, and its answer, empty if it said
+    nothing in time. Raises BrokerError."""
+    offset = give(settings, order)
+    answer = wait_for_order(settings, offset, wait_s) or {}
+    obeyed = bool(answer) and not answer["refused"]
+    return {"order": order.what, "offset": offset, "obeyed": obeyed, "refused": answer.get("refused")}, answer
+
+
+def order_text(what: str, report: Mapping[str, Any], wait_s: float) -> str:
+    """What came of it. what: the order, for people."""
+    what = f"{what} (order {report['offset']})"
+    if report["refused"]:
+        return f"{what} is refused: {report['refused']}"
+    if not report["obeyed"]:
+        return f"{what} is written; no trainer here has answered in {wait_s:.0f} s. It is obeyed as soon as one runs."
+    return f"{what} is obeyed"
 
 
 class Orders:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import json
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
+from ops.bench.meanwhile import every
 from ops.bench.peers import environment
 from ops.bench.plain import PlainModel
 from ops.ports import free_port
@@ -42,22 +42,16 @@ class MlServer:
     @contextmanager
     def loading(self) -> Iterator[None]:
         """The model is loaded again every two seconds meanwhile, through its repository. Raises PeerError if that fails."""
-        done, wrong = threading.Event(), []
+        wrong: list[OSError] = []
 
-        def go_on() -> None:
-            while not done.wait(LOAD_EVERY_S):
-                try:
-                    _http(self.http_port, "POST", "/v2/repository/models/bench/load")
-                except OSError as failed:
-                    wrong.append(failed)
+        def load() -> None:
+            try:
+                _http(self.http_port, "POST", "/v2/repository/models/bench/load")
+            except OSError as failed:
+                wrong.append(failed)
 
-        thread = threading.Thread(target=go_on)
-        thread.start()
-        try:
+        with every(LOAD_EVERY_S, load):
             yield
-        finally:
-            done.set()
-            thread.join()
         if wrong:
             raise environment.PeerError(f"MLServer did not load its model again: {wrong[0]}")
 

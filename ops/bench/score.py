@@ -13,7 +13,6 @@ import socket
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -25,6 +24,7 @@ import numpy as np
 import psutil
 
 from ops.bench import mlserver
+from ops.bench.meanwhile import every
 from ops.bench.mlserver import MlServer
 from ops.bench.peers.environment import PeerError
 from ops.bench.picture import EDGES, drawn
@@ -340,19 +340,9 @@ class Writer:
     def publishing(self, rows: int) -> Iterator[None]:
         """A version every half second meanwhile, at this process's own priority. Its rows were made before: the scorer is
         measured, not random numbers."""
-        done, prepared = threading.Event(), itertools.cycle([self._prepared(rows) for _ in range(PREPARED)])
-
-        def go_on() -> None:
-            while not done.wait(VERSION_EVERY_S):
-                self._write(*next(prepared))
-
-        thread = threading.Thread(target=go_on)
-        thread.start()
-        try:
+        prepared = itertools.cycle([self._prepared(rows) for _ in range(PREPARED)])
+        with every(VERSION_EVERY_S, lambda: self._write(*next(prepared))):
             yield
-        finally:
-            done.set()
-            thread.join()
 
     def close(self) -> None:
         """Let go of the store."""

@@ -77,21 +77,14 @@ def _clock(time_us: int) -> str:
 
 def ordered(settings: Settings, what: Literal["hold", "release"], wait_s: float) -> dict[str, Any]:
     """Write an order and wait for what the trainer says."""
-    from ops.control import give
-    from ops.watch import wait_for_order
+    from ops import control
 
-    offset = give(settings, Order(what=what, model=settings.model.name, ordered_us=time.time_ns() // 1000))
-    answer = wait_for_order(settings, offset, wait_s) or {}
-    return {
-        "order": what, "offset": offset, "obeyed": bool(answer) and not answer["refused"], "refused": answer.get("refused"),
-    }
+    order = Order(what=what, model=settings.model.name, ordered_us=time.time_ns() // 1000)
+    return control.ordered(settings, order, wait_s)[0]
 
 
 def order_text(report: dict[str, Any], wait_s: float) -> str:
     """What came of it."""
-    what = f"{report['order']} (order {report['offset']})"
-    if report["refused"]:
-        return f"{what} is refused: {report['refused']}"
-    if not report["obeyed"]:
-        return f"{what} is written; no trainer here has answered in {wait_s:.0f} s. It is obeyed as soon as one runs."
-    return f"{what} is obeyed"
+    from ops import control
+
+    return control.order_text(report["order"], report, wait_s)

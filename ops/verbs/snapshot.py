@@ -179,34 +179,25 @@ def opened(settings: Settings, kind: Kind) -> Iterator[SnapshotReader]:
 
 def ordered(settings: Settings, what: What, number: int, then: Then | None, wait_s: float) -> dict[str, Any]:
     """Write an order and wait for what the trainer says. Raises SnapshotError where there is no such version."""
-    from ops.control import give
-    from ops.watch import wait_for_order
+    from ops import control
     from schemas.control import Order
 
     with opened(settings, "version") as reader:
         version = reader.manifest(number)
-    order = Order(
+    report, answer = control.ordered(settings, Order(
         what=what, model=settings.model.name, lineage=version.lineage, version=number, then=then,
         ordered_us=time.time_ns() // 1000,
-    )
-    offset = give(settings, order)
-    answer = wait_for_order(settings, offset, wait_s) or {}
-    return {
-        "order": what, "version": number, "then": then, "offset": offset, "obeyed": bool(answer) and not answer["refused"],
-        "refused": answer.get("refused"), "first": answer.get("first"), "lineage": answer.get("lineage"),
-    }
+    ), wait_s)
+    return report | {"version": number, "then": then, "first": answer.get("first"), "lineage": answer.get("lineage")}
 
 
 def order_text(report: dict[str, Any], wait_s: float) -> str:
     """What came of it."""
-    what = f"{report['order']} {report['version']} (order {report['offset']})"
-    if report["refused"]:
-        return f"{what} is refused: {report['refused']}"
-    if not report["obeyed"]:
-        return f"{what} is written; no trainer here has answered in {wait_s:.0f} s. It is obeyed as soon as one runs."
-    if report["order"] == "rollback":
+    from ops import control
+
+    if report["order"] == "rollback" and report["obeyed"]:
         return f"version {report['first']} has the weights of {report['version']}: a new lineage, {report['lineage'][:8]}"
-    return f"{what} is obeyed"
+    return control.order_text(f"{report['order']} {report['version']}", report, wait_s)
 
 
 @contextmanager

@@ -183,6 +183,13 @@ def test_a_peer_learns_when_it_has_its_turn(small: None, loaded: Loaded, peer: s
         close([child])
 
 
+def on_the_broker(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Loaded:
+    """What a child process reads too: that broker, that var."""
+    monkeypatch.setenv("FRESHET_KAFKA", settings.kafka.bootstrap)
+    monkeypatch.setenv(variable_name("var"), str(settings.var))
+    return load(None, [], os.environ)
+
+
 @pytest.mark.timeout(180)
 def test_from_kafka_counts_what_the_trainer_says(
     small: None, kafka_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
@@ -190,10 +197,7 @@ def test_from_kafka_counts_what_the_trainer_says(
     """A real trainer on a real broker learns all that was written before it started."""
     from ops.bench.learn_kafka import FromKafka
 
-    settings, told = kafka_settings(), list[str]()
-    for key, value in {"kafka.bootstrap": settings.kafka.bootstrap, "var": settings.var}.items():
-        monkeypatch.setenv("FRESHET_KAFKA" if key == "kafka.bootstrap" else variable_name(key), str(value))
-    loaded = load(None, [], os.environ)
+    loaded, told = on_the_broker(kafka_settings(), monkeypatch), list[str]()
     bench = learn.Bench(loaded, "cpu", [], told.append)
     model: dict[str, Any] = {"model.hidden": (16,), "model.bits": 14, "learn.batch_rows": 512, "learn.guard": False}
     kafka = FromKafka(loaded, bench._dir, model, told.append)
@@ -213,11 +217,8 @@ def test_a_steady_trainer_is_fed_and_its_memory_looked_at(
     """A real trainer on a real broker gets about as many examples a second as were asked for."""
     from ops.bench import learn_kafka
 
-    settings, told = kafka_settings(), list[str]()
-    for key, value in {"kafka.bootstrap": settings.kafka.bootstrap, "var": settings.var}.items():
-        monkeypatch.setenv("FRESHET_KAFKA" if key == "kafka.bootstrap" else variable_name(key), str(value))
+    loaded, told = on_the_broker(kafka_settings(), monkeypatch), list[str]()
     monkeypatch.setattr(learn_kafka, "SAMPLE_S", 0.5)
-    loaded = load(None, [], os.environ)
     bench = learn.Bench(loaded, "cpu", [], told.append)
     model: dict[str, Any] = {"model.hidden": (16,), "learn.batch_rows": 512, "learn.guard": False}
     kafka = learn_kafka.FromKafka(loaded, bench._dir, model, told.append)
