@@ -51,14 +51,17 @@ class View:
         with ui.element("div").classes("panels") as main:
             self._section("parts", "Is everything there?", render.processes)
             self._section("right", "Is it right?", render.right)
-            self._section("old", "How old?", render.old)
+            with self._section("old", "How old?", render.old):
+                self._table("a click's way", render.way)
             self._section("fast", "How fast?", render.fast)
             with self._section("drifts", "What drifts?"):
                 self._html(render.gate)
                 gate = ui.element("div")
                 self._html(render.drifts)
-            with self._section("versions", "Versions", render.versions):
-                self._build_orders()
+                self._table("slices that moved", render.moved_slices)
+                self._table("fields that moved", render.moved_fields)
+            with self._section("versions", "Versions", render.no_versions):
+                self._build_orders(self._table("versions", render.versions))
             if self._desk.takes_orders:
                 with gate:
                     self._build_gate()
@@ -93,8 +96,17 @@ class View:
         self._shown.append((element, make))
         return element
 
-    def _build_orders(self) -> None:
-        figures = self._shown[-1][0]
+    def _table(self, name: str, make: Callable[[Board], render.Table | None]) -> ui.element:
+        """Its caption, and a region of that name that stays while the table in it is replaced: where it was scrolled to, and
+        the keyboard's place. Both are hidden while there is no table."""
+        caption = self._html(lambda board: f"<p>{escape(found.caption)}</p>" if (found := make(board)) else "")
+        with ui.element("div").classes("scroll").props(f'role="region" aria-label="{name}" tabindex="0"') as region:
+            table = self._html(lambda board: found.html() if (found := make(board)) else "")
+        for element in (caption, region):
+            element.bind_visibility_from(table, "content", backward=bool)
+        return region
+
+    def _build_orders(self, versions: ui.element) -> None:
         if not self._desk.takes_orders:
             ui.html(f'<p class="read-only">{READ_ONLY}</p>', sanitize=False)
             return
@@ -108,7 +120,7 @@ class View:
             ui.button("Pin", on_click=lambda: self._order("pin", number.value)).props("no-caps")
             ui.button("Unpin", on_click=lambda: self._order("unpin", number.value)).props("no-caps")
             ui.button("Roll back …", on_click=lambda: self._ask(number.value)).props("no-caps color=negative")
-        figures.on("mousedown", lambda event: number.set_value(int(event.args)), js_handler=_PICKED)
+        versions.on("mousedown", lambda event: number.set_value(int(event.args)), js_handler=_PICKED)
         self._lock.append(locked)
         self._orders.append(orders)
         self._told = _told()

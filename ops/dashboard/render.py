@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from typing import Any
 
 from ops.dashboard.chart import Line, figure
-from ops.dashboard.data import Board, Freshness, Version, Window, clock, span
+from ops.dashboard.data import Board, Version, Window, clock, span
 from ops.letters import Letter, readable
 from ops.tables import FIGURES
 from scorer.calls import ItemExplained, Scored
@@ -19,14 +20,27 @@ LETTER_CHARACTERS = 400
 PAIRS = 5
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> str:
-    """Cells are HTML. caption: what it is, for those who cannot see where it stands."""
-    heads = "".join(f'<th scope="col">{cell}</th>' for cell in head)
-    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
-    return (
-        f'<div class="scroll" role="region" aria-label="{escape(caption)}" tabindex="0"><table><caption class="unseen">'
-        f"{escape(caption)}</caption><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>"
-    )
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Cells are HTML. caption: what it is, as text."""
+
+    caption: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def html(self) -> str:
+        """Its caption is for those who cannot see what stands above it."""
+        heads = "".join(f'<th scope="col">{cell}</th>' for cell in self.head)
+        body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in self.rows)
+        return (
+            f'<table><caption class="unseen">{escape(self.caption)}</caption><thead><tr>{heads}</tr></thead>'
+            f"<tbody>{body}</tbody></table>"
+        )
+
+    def region(self) -> str:
+        """What is wider than its place is scrolled, by keyboard too. For an answer, which stays: what is replaced while
+        somebody reads needs a region that is not (`panels`)."""
+        return f'<div class="scroll" role="region" aria-label="{escape(self.caption)}" tabindex="0">{self.html()}</div>'
 
 
 def processes(board: Board) -> str:
@@ -96,7 +110,7 @@ def summary(lines: Sequence[Line]) -> str:
 # --- how old, how fast ---
 
 def old(board: Board) -> str:
-    """The age of what is served, and a click's way."""
+    """The age of what is served."""
     served = board.served
     if served is None or not served.version:
         newest = board.versions[0] if board.versions else None
@@ -106,11 +120,14 @@ def old(board: Board) -> str:
         said = f"<p>Nothing is served; {held}.</p>"
     else:
         said = f'<p><span class="big">{_age(served.age_s)}</span> old: version {served.version:,}, as served</p>'
-    way = "<p>No click was followed to an answer lately.</p>" if board.freshness is None else _way(board.freshness)
-    return said + way
+    return said + ("<p>No click was followed to an answer lately.</p>" if board.freshness is None else "")
 
 
-def _way(way: Freshness) -> str:
+def way(board: Board) -> Table | None:
+    """A click's way to an answer that knows of it, part by part."""
+    if board.freshness is None:
+        return None
+    way = board.freshness
     names = {"joined": "click → joined", "learnt": "→ learnt", "published": "→ published", "served": "→ served"}
     most = max((part["p50"] or 0.0 for part in way.parts.values()), default=0.0) or 1.0
     rows = [[
@@ -119,7 +136,7 @@ def _way(way: Freshness) -> str:
     ] for name, part in way.parts.items()]
     rows.append(["<b>click → served</b>", f"<b>{_ms(way.whole['p50'])}</b>", f"<b>{_ms(way.whole['p99'])}</b>", ""])
     caption = f"A click's way, ms, of the newest {way.clicks:,} followed, none older than 5 min"
-    return f"<p>{caption}</p>" + table(["ms", "p50", "p99", ""], rows, caption)
+    return Table(caption, ["ms", "p50", "p99", ""], rows)
 
 
 def fast(board: Board) -> str:
@@ -156,7 +173,7 @@ def _lag(topic: str, lag: Mapping[str, int]) -> str:
 # --- what drifts ---
 
 def drifts(board: Board) -> str:
-    """Alarms, the gate, and what moved most."""
+    """The alarms."""
     said = []
     if not board.alarms_open:
         said.append("<p>No alarm is open.</p>")
@@ -165,24 +182,32 @@ def drifts(board: Board) -> str:
     if board.alarms_over:
         over = "".join(_alarm(one, board.time_us) for one in board.alarms_over)
         said.append(f'<p>Over lately:</p><ul class="alarms">{over}</ul>')
-    if board.moved:
-        rows = [
-            [escape(f"{one.field}={one.value}"), FIGURES[one.figure], f"{one.before:.4f} → {one.now:.4f}", f"{one.z:+.1f}"]
-            for one in board.moved
-        ]
-        caption = f"Slices by how far the newest {_count(board.moved_windows, 'window')} moved (z beyond 4 is hardly chance)"
-        said.append(f"<p>{caption}</p>" + table(["slice", "figure", "before → now", "z"], rows, caption))
-    elif board.windows:
+    if board.windows and not board.moved:
         said.append("<p>No slice has enough clicks on both sides yet to say that it moved.</p>")
-    if board.fields:
-        rows = [
-            [escape(one.field), FIELD_FIGURES[one.moved], f"{_figure(one.before[one.moved])} → {_figure(one.now[one.moved])}",
-             f"{one.z:+.1f}", _figure(one.now["psi"])]
-            for one in board.fields
-        ]
-        caption = "Fields, by how far what the model is fed with moved"
-        said.append(f"<p>{caption}</p>" + table(["field", "moved", "before → now", "z", "stability index"], rows, caption))
     return "".join(said)
+
+
+def moved_slices(board: Board) -> Table | None:
+    """What moved most of what the model says."""
+    if not board.moved:
+        return None
+    caption = f"Slices by how far the newest {_count(board.moved_windows, 'window')} moved (z beyond 4 is hardly chance)"
+    return Table(caption, ["slice", "figure", "before → now", "z"], [
+        [escape(f"{one.field}={one.value}"), FIGURES[one.figure], f"{one.before:.4f} → {one.now:.4f}", f"{one.z:+.1f}"]
+        for one in board.moved
+    ])
+
+
+def moved_fields(board: Board) -> Table | None:
+    """What moved most of what the model is fed with."""
+    if not board.fields:
+        return None
+    head = ["field", "moved", "before → now", "z", "stability index"]
+    return Table("Fields, by how far what the model is fed with moved", head, [
+        [escape(one.field), FIELD_FIGURES[one.moved], f"{_figure(one.before[one.moved])} → {_figure(one.now[one.moved])}",
+         f"{one.z:+.1f}", _figure(one.now["psi"])]
+        for one in board.fields
+    ])
 
 
 def gate(board: Board) -> str:
@@ -211,17 +236,22 @@ def _alarm(row: Mapping[str, Any], now_us: int) -> str:
 
 # --- versions ---
 
-def versions(board: Board) -> str:
+def no_versions(board: Board) -> str:
+    """What stands where their table would."""
+    return "" if board.versions else "<p>The store holds no version yet.</p>"
+
+
+def versions(board: Board) -> Table | None:
     """The newest first; a version's number can be pressed, which `panels` puts into the field of orders."""
     if not board.versions:
-        return "<p>The store holds no version yet.</p>"
+        return None
     rows = [[
         f'<button type="button" tabindex="-1" data-version="{one.number}" aria-label="choose version {one.number}">'
         f"{one.number:,}</button>",
         clock(one.created_us, board.time_us), f"{one.examples_learnt:,}", escape(one.lineage[:8]), _marks(one, board),
     ] for one in board.versions]
     caption = f"{len(rows)} of {_count(board.version_count, 'version')}: the newest, one per stretch of time, and the pinned"
-    return f"<p>{caption}</p>" + table(["version", "published", "examples", "lineage", ""], rows, caption)
+    return Table(caption, ["version", "published", "examples", "lineage", ""], rows)
 
 
 def _marks(one: Version, board: Board) -> str:
@@ -257,7 +287,7 @@ def scored(answer: Scored) -> str:
     ]
     warned = "".join(f'<p class="trouble">{escape(text)}</p>' for text in answer.warnings)
     caption = f"Scored by version {answer.version:,} of lineage {answer.lineage[:8]}, {_age(answer.version_age_s)} old"
-    return f"<p>{escape(caption)}</p>" + table(["rank", "item", "probability", "logit"], rows, caption) + warned
+    return f"<p>{escape(caption)}</p>{Table(caption, ['rank', 'item', 'probability', 'logit'], rows).region()}{warned}"
 
 
 def explained(told: ItemExplained) -> str:
@@ -270,7 +300,7 @@ def explained(told: ItemExplained) -> str:
     sums = f"logit {told.logit:.4f}, of which {told.base:.4f} with every field left out"
     return (
         f"<div><p><b>{escape(told.item_id)}</b>: {sums}</p>"
-        + table(["field", "adds by itself", "lost without it", ""], rows, f"{told.item_id}: {sums}")
+        + Table(f"{told.item_id}: {sums}", ["field", "adds by itself", "lost without it", ""], rows).region()
         + (f"<p>Pairs: {together}</p>" if together else "") + "</div>"
     )
 

@@ -211,6 +211,19 @@ def test_a_page_with_nothing_behind_it_says_what_is_down_and_since_when(scene: S
     wait_until(lambda: f"127.0.0.1:{scene.crew['silent'].settings.score.port}" in browser.answer("slate"), 20, "why no score")
 
 
+def test_a_reader_is_not_thrown_out_of_a_table_by_its_next_figures(scene: Scene) -> None:
+    """Somebody who scrolled down the versions by keyboard: once newer ones stand in the table, the focus is still there, and it
+    is still scrolled."""
+    browser = scene.browser
+    browser.open(scene.url)
+    region = "document.querySelector('.versions .scroll')"
+    wait_until(lambda: browser.run(f"return {region}.scrollHeight > {region}.clientHeight + 5"), 60, "many versions")
+    browser.run(f"{region}.focus(); {region}.scrollTop = 5")
+    before = browser.text(".versions tbody")
+    wait_until(lambda: browser.text(".versions tbody") != before, 20, "newer versions")
+    assert browser.run(f"return [{region} == document.activeElement, {region}.scrollTop]") == [True, 5]
+
+
 def test_the_page_follows_the_loop(scene: Scene) -> None:
     """Without a reload: windows appear, examples count up, what is served has an age, clicks are followed, speeds are told."""
     browser = scene.browser

@@ -209,7 +209,7 @@ def test_an_empty_board_is_a_page_that_says_so() -> None:
     assert "Nothing is served; the store holds no version yet." in text_of(render.old(board()))
     assert "The trainer has not said anything yet." in text_of(render.fast(board()))
     assert text_of(render.drifts(board())) == "No alarm is open."
-    assert "The store holds no version yet." in text_of(render.versions(board()))
+    assert "The store holds no version yet." in text_of(render.no_versions(board()))
     assert render.gate(board()) == ""
 
 
