@@ -93,8 +93,9 @@ def compare(loaded: Loaded, rounds: int, seconds: float, seed: int, say: Say) ->
         trainer.publish(None)
         say(f"a store of 2^{settings.model.bits} rows is written")
         bodies = {kind: _bodies(Path(directory), fields.load(schema), kind, seed) for kind in ("100", "1000", "strings")}
-        plain_port = free_port()
-        plain = stack.enter_context(_plain(settings, schema, plain_port))
+        plain_port, empty_port = free_port(), free_port()
+        plain = stack.enter_context(_server("plain", str(settings.store_dir), schema, str(plain_port)))
+        stack.enter_context(_server("empty", str(empty_port)))
         scorer = stack.enter_context(_scorer(settings))
         third, why_no_third = _third(stack, loaded.settings.var, settings, schema, bodies["100"], Path(directory), say)
         load = stack.enter_context(_Load())
@@ -108,7 +109,7 @@ def compare(loaded: Loaded, rounds: int, seconds: float, seed: int, say: Say) ->
                 for name, value in _of_third(load, third, seconds, seed + turn).items():
                     figures.setdefault(name, []).append(value)
             servers = {plain_port: [plain], settings.score.port: [scorer, *scorer.children()]}
-            round_figures, counts = _round(load, trainer, servers, bodies, seconds, seed + turn)
+            round_figures, counts = _round(load, trainer, servers, empty_port, bodies, seconds, seed + turn)
             for name, value in round_figures.items():
                 figures.setdefault(name, []).append(value)
             for name, count in counts.items():
@@ -171,7 +172,11 @@ def table(found: Mapping[str, Any]) -> str:
         f"{found['requests_per_s']:,.0f} requests/s of 100 items with {found['workers']} workers, plain grpcio "
         f"{found['plain_grpcio_requests_per_s']:,.0f}; at half of that p50 {found['p50_ms']:.2f}, p99 {found['p99_ms']:.2f} ms"
     )
-    return "\n".join([head, cpu, *(
+    empty = (
+        f"a server that computes nothing, at the same rate: p50 {found['empty_p50_ms']:.2f}, p99 {found['empty_p99_ms']:.2f}, "
+        f"p99 {found['empty_reload_p99_ms']:.2f} ms while versions of 20,000 rows are published"
+    )
+    return "\n".join([head, cpu, empty, *(
         f"{bar['seen']:>9.3g}  asked {bar['asked']:>6g}  {'ok  ' if bar['held'] else 'MISS'}  {bar['what']}{_spread(bar)}"
         for bar in found["bars"]
     ), _said_of_third(found)])
@@ -193,20 +198,22 @@ def missed(found: Mapping[str, Any]) -> str:
 
 
 def _round(
-    load: _Load, trainer: Writer, servers: Mapping[int, Sequence[psutil.Process]], bodies: Mapping[str, Path], seconds: float,
-    seed: int,
+    load: _Load, trainer: Writer, servers: Mapping[int, Sequence[psutil.Process]], empty_port: int, bodies: Mapping[str, Path],
+    seconds: float, seed: int,
 ) -> tuple[dict[str, float], dict[str, list[int]]]:
-    """Everything once, one after the other. servers: port → its processes, the plain one's first. Returns the figures, and how
-    many requests took how long in those loads whose latency counts."""
+    """Everything once, one after the other. servers: port → its processes, the plain one's first. empty_port: of a server that
+    computes nothing. Returns the figures, and how many requests took how long in those loads whose latency counts."""
     plain_port, port = servers
     plain, plain_cpu_ms = _with_cpu(servers[plain_port], lambda: load.run(plain_port, bodies["100"], seconds, seed))
     ours, cpu_ms = _with_cpu(servers[port], lambda: load.run(port, bodies["100"], seconds, seed))
     strings = load.run(port, bodies["strings"], seconds, seed)
     rate = ours["requests_per_s"] / 2
     idle = load.run(port, bodies["100"], seconds, seed, rate)
+    empty = load.run(empty_port, bodies["100"], seconds, seed, rate)
     large = load.run(port, bodies["1000"], seconds, seed, 30.0)
     with trainer.publishing(20_000):
         reload = load.run(port, bodies["100"], seconds, seed, rate)
+        empty_reload = load.run(empty_port, bodies["100"], seconds, seed, rate)
         saturated = load.run(port, bodies["100"], seconds, seed)
     again = load.run(port, bodies["100"], seconds, seed)
     with trainer.publishing(100_000):
@@ -221,6 +228,7 @@ def _round(
         "of_plain": ours["requests_per_s"] / plain["requests_per_s"],
         "p50_ms": idle["p50_ms"], "p99_ms": idle["p99_ms"], "worst_ms": idle["worst_ms"],
         "plain_p50_ms": plain_idle["p50_ms"], "plain_p99_ms": plain_idle["p99_ms"],
+        "empty_p50_ms": empty["p50_ms"], "empty_p99_ms": empty["p99_ms"], "empty_reload_p99_ms": empty_reload["p99_ms"],
         "p50_ms_1000": large["p50_ms"], "p99_ms_1000": large["p99_ms"],
         "strings_requests_per_s": strings["requests_per_s"],
         "strings_of_ready": strings["requests_per_s"] / ours["requests_per_s"],
@@ -459,15 +467,16 @@ def _workers(scorer: psutil.Process) -> list[psutil.Process]:
 
 
 @contextmanager
-def _plain(settings: Settings, schema: str, port: int) -> Iterator[psutil.Process]:
+def _server(*arguments: str) -> Iterator[psutil.Process]:
+    """One of those of score_child, once it answers."""
     child = subprocess.Popen(
-        [sys.executable, "-m", "ops.bench.score_child", "plain", str(settings.store_dir), schema, str(port)],
+        [sys.executable, "-m", "ops.bench.score_child", *arguments],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, preexec_fn=tied(),
     )
     try:
         assert child.stdout is not None
         if child.stdout.readline() != "ready\n":
-            raise BenchFailed("the plain server did not start; see above")
+            raise BenchFailed(f"the {arguments[0]} server did not start; see above")
         yield psutil.Process(child.pid)
     finally:
         child.kill()

@@ -1,6 +1,7 @@
-"""The processes of `freshet bench score`: the load generator, and what most people would write with grpcio instead of a scorer.
+"""The processes of `freshet bench score`: the load generator; what most people would write with grpcio instead of a scorer; and
+a server that computes nothing.
 
-Both talk in lines of JSON on their standard input and output.
+They talk on their standard input and output, the load generator in lines of JSON.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -45,7 +47,6 @@ def generate() -> None:
 def serve_plain(store: str, schema_file: str, port: int) -> None:
     """A model behind grpcio as in its examples: one process, ten threads, torch as it comes, float32; the newest version of
     the store, loaded once. It takes the same requests with ready ids as a scorer, and answers in the same columns."""
-    import grpc
     import torch
 
     from ops.bench.plain import PlainModel
@@ -63,6 +64,27 @@ def serve_plain(store: str, schema_file: str, port: int) -> None:
             probability=probabilities.tolist(), logit=logits.tolist(), rank=ranks.tolist()
         )
 
+    _serve(score, port)
+
+
+def serve_empty(port: int) -> None:
+    """A method that computes nothing: what the machine, gRPC and the load generator take by themselves. It reads the same
+    requests, and answers in the same columns."""
+    from schemas.proto import scoring_pb2
+
+    def score(request: scoring_pb2.ScoreRequest, _: Any) -> scoring_pb2.ScoreResponse:
+        same = [0.5] * len(request.item_id)
+        return scoring_pb2.ScoreResponse(probability=same, logit=same, rank=range(1, len(same) + 1))
+
+    _serve(score, port)
+
+
+def _serve(score: Callable[[Any, Any], Any], port: int) -> None:
+    """Until nobody holds the other end of standard input."""
+    import grpc
+
+    from schemas.proto import scoring_pb2
+
     handler = grpc.unary_unary_rpc_method_handler(
         score, scoring_pb2.ScoreRequest.FromString, scoring_pb2.ScoreResponse.SerializeToString
     )
@@ -77,5 +99,7 @@ def serve_plain(store: str, schema_file: str, port: int) -> None:
 if __name__ == "__main__":
     if sys.argv[1] == "load":
         generate()
+    elif sys.argv[1] == "empty":
+        serve_empty(int(sys.argv[2]))
     else:
         serve_plain(sys.argv[2], sys.argv[3], int(sys.argv[4]))
