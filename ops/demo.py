@@ -28,8 +28,8 @@ from ops.watch import last
 from schemas.config import Settings
 from schemas.errors import FreshetError
 from schemas.journal import read
-from scorer.access import access_of
 from scorer.client import ScorerClient
+from scorer.client.access import access_of
 
 STARTUP_S = 60.0            # a loop that has not served by then is broken
 SETTLE_S = 30.0             # for what is under way when the store closes, beyond the join's window

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.errors import SnapshotError
-from scorer.reader import Whole
+from scorer.versions.reader import Whole
 
 Floats = NDArray[np.float32]
 

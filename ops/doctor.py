@@ -25,9 +25,9 @@ from schemas.errors import BrokerError, ConfigError, FreshetError, SnapshotError
 from schemas.memory import does_not_fit, gib, room
 from schemas.updates import CHUNK_RECORD_BYTES
 from scorer import memory as scorer_memory
-from scorer.reader import SnapshotReader, own_secondary_dir
-from scorer.tls import read_tls
-from scorer.tokens import Role, read_tokens
+from scorer.ports.tls import read_tls
+from scorer.ports.tokens import Role, read_tokens
+from scorer.versions.reader import SnapshotReader, own_secondary_dir
 
 BROKER_TIMEOUT_S = 3.0
 ROLES: dict[Role, str] = {"scoring": "those who score", "operator": "operators"}

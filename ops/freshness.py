@@ -1,4 +1,4 @@
-"""How long clicks took to change an answer, of those that the trainer followed (scorer/freshness.py writes them)."""
+"""How long clicks took to change an answer, of those that the trainer followed (scorer/versions/freshness.py writes them)."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ from schemas import fields
 from schemas.errors import SchemaError, SnapshotError
 from schemas.fields import FieldSchema
 from schemas.snapshot import Manifest, manifest_from_json, manifest_json, refuse_other_model, weights_digest
-from scorer.reader import Whole
+from scorer.versions.reader import Whole
 
 FORMAT = "freshet-model/1"
 _STATE, _DENSE = "state/", "dense/"

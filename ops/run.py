@@ -190,8 +190,8 @@ def _tell_steps(settings: Settings, ours: bool, crew: Crew) -> None:
 
     # 2. The scorer says SERVING as soon as it has loaded a version; then one slate of our own, of nothing but an item.
     # Imported here: grpc must not be there yet when the processes are forked.
-    from scorer.access import access_of
     from scorer.client import ScorerClient, ScorerUnavailable
+    from scorer.client.access import access_of
 
     address = f"{_reachable(settings.score.host)}:{settings.score.port}"
     if settings.score.port == 0:

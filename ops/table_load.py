@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from scorer.reader import SnapshotReader
+from scorer.versions.reader import SnapshotReader
 
 ENOUGH_ROWS = 20_000   # counted rows after which the load is known to under a percent of itself
 SHARE_ADVISED = 0.2    # of ids that share a row: above it, more rows gained AUC (docs/memory.md)

@@ -23,9 +23,9 @@ from schemas.errors import BrokerError, ConfigError, SnapshotError
 from schemas.journal import Journal
 from schemas.snapshot import Manifest, chain
 from schemas.updates import Told, chunk_headers, manifest_headers
-from scorer.reader import SnapshotReader, own_secondary_dir
 from scorer.signals import asked_to_end
-from scorer.topic import Sent, between, connected, ends, newest
+from scorer.versions.reader import SnapshotReader, own_secondary_dir
+from scorer.versions.topic import Sent, between, connected, ends, newest
 
 POLL_S = 0.02          # 2 % of a core while nothing comes
 WATCH_EVERY_S = 1.0    # for what retention has taken
@@ -45,8 +45,8 @@ class Sender:
     def __init__(
         self, settings: Settings, now_us: Callable[[], int], consumer: Any, producer: Any, keep_us: int, anew: bool = False
     ) -> None:
-        """consumer: of model-updates (scorer/topic.py); producer: kafka-python's. keep_us: the topic's retention, below 0 = for
-        ever. anew: begin another history there, whatever it holds."""
+        """consumer: of model-updates (scorer/versions/topic.py); producer: kafka-python's. keep_us: the topic's retention,
+        below 0 = for ever. anew: begin another history there, whatever it holds."""
         self._settings, self._now_us, self._anew = settings, now_us, anew
         self._topic, self._model = settings.kafka.topic("model-updates"), settings.model.name
         parent = settings.store_dir.parent / "secondaries"

@@ -117,7 +117,7 @@ def manifest_key(kind: Kind, number: int) -> bytes:
 
 
 LAST = 2**64 - 1
-MIRROR = b"u"  # the one other key: a store that has it is filled from model-updates (scorer/replica.py), by no trainer
+MIRROR = b"u"  # the one other key: a store that has it is filled from model-updates (scorer/versions/replica.py), by no trainer
 
 
 def number_of(kind: Kind, key: bytes) -> int | None:

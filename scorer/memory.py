@@ -11,7 +11,7 @@ import psutil
 from schemas import fields
 from schemas.config import ScoreConfig, Settings
 from schemas.memory import Room, Wanted, check, gib, room
-from scorer.engine import Blueprint
+from scorer.answers.engine import Blueprint
 from scorer.server import workers_of
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
 
-from scorer.version import Version
+from scorer.answers.version import Version
 
 PREFIX = "freshet_scorer_"
 _SUMMED = ("_total", "_bucket", "_sum", "_count")  # ends of the names of samples that add up over processes

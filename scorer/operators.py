@@ -22,14 +22,14 @@ from schemas.config import ScoreConfig
 from schemas.errors import ConfigError
 from schemas.proto import scoring_pb2
 from schemas.proto.scoring_pb2_grpc import OperatorServicer, add_OperatorServicer_to_server
-from scorer import ports
-from scorer.calls import SERVICE, health_name
-from scorer.distributor import Seen
-from scorer.health import NOT_SERVING, SERVING, Health
+from scorer.client.calls import SERVICE, health_name
 from scorer.metrics import PREFIX, by_model, totals_of
-from scorer.patience import Patience
-from scorer.tls import Certificates
-from scorer.tokens import Tokens, read_tokens
+from scorer.ports import port as ports
+from scorer.ports.health import NOT_SERVING, SERVING, Health
+from scorer.ports.patience import Patience
+from scorer.ports.tls import Certificates
+from scorer.ports.tokens import Tokens, read_tokens
+from scorer.versions.distributor import Seen
 
 HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 OPERATOR = scoring_pb2.DESCRIPTOR.services_by_name["Operator"].full_name  # freshet.scoring.v1.Operator

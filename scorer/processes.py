@@ -14,7 +14,7 @@ from pathlib import Path
 
 from schemas.config import Settings
 from schemas.errors import ConfigError, FreshetError, SchemaError
-from scorer.tls import Certificates
+from scorer.ports.tls import Certificates
 
 SWITCH_S = 2e-4  # a request waits so long for the interpreter while a version is taken over, not Python's 5 ms
 # Once somebody answers, the follower gives way: what it does for a version takes 10 to 25 ms of a core, and a request that is
@@ -70,10 +70,10 @@ def follow(
 
     models: name of each follower's socket → settings. own: which of them this is. Raises DoesNotFit.
     """
-    from scorer.distributor import Distributor
     from scorer.memory import check_scorer
     from scorer.operators import Model, Operators
-    from scorer.watched import Watched
+    from scorer.versions.distributor import Distributor
+    from scorer.versions.watched import Watched
 
     check_scorer(list(models.values()))
     distributor = Distributor(models[own], listener, now_us)

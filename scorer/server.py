@@ -27,9 +27,9 @@ from schemas import fields
 from schemas.config import ScoreConfig, Settings
 from schemas.errors import ConfigError, FreshetError
 from scorer import processes
+from scorer.ports.tls import Certificates, certificates
+from scorer.ports.tokens import read_tokens
 from scorer.signals import asked_to_end
-from scorer.tls import Certificates, certificates
-from scorer.tokens import read_tokens
 
 # A signal may be taken by any thread, and does not wake the main one where it waits for a lock: 3 of 60 scorers under load
 # never heard SIGTERM. So it looks up by itself.
@@ -164,7 +164,7 @@ def run(models: Sequence[Settings]) -> None:
     models: settings of each, with names of their own; ports, tokens and processes are as the first's say.
     """
     asked = asked_to_end()
-    from scorer import feed
+    from scorer.versions import feed
 
     score = models[0].score
     papers = check(score)

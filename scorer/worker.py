@@ -17,16 +17,16 @@ from schemas import fields
 from schemas.config import Settings
 from schemas.errors import ConfigError
 from schemas.proto.scoring_pb2_grpc import add_ScorerServicer_to_server
-from scorer import ports
-from scorer.calls import SERVICE, health_name
-from scorer.engine import Blueprint
-from scorer.health import SERVING, Health
-from scorer.intake import Intake
+from scorer.answers.engine import Blueprint
+from scorer.answers.service import ByName, ScoringService
+from scorer.client.calls import SERVICE, health_name
 from scorer.metrics import Metrics
-from scorer.patience import Patience
-from scorer.service import ByName, ScoringService
-from scorer.tls import Certificates
-from scorer.tokens import read_tokens
+from scorer.ports import port as ports
+from scorer.ports.health import SERVING, Health
+from scorer.ports.patience import Patience
+from scorer.ports.tls import Certificates
+from scorer.ports.tokens import read_tokens
+from scorer.versions.intake import Intake
 
 WAKE_S = 0.1           # see scorer/server.py
 ALONE_S = 2.0          # so long a model whose follower says nothing keeps the others waiting
@@ -47,7 +47,7 @@ class WorkerServer:
     def __init__(
         self, models: Mapping[str, Settings], now_us: Callable[[], int], certificates: Certificates | None
     ) -> None:
-        """models: name of each one's follower's socket (scorer/feed.py) → its settings; the first's are those of the port.
+        """models: name of each one's follower's socket (versions/feed.py) → its settings; the first's are those of the port.
         certificates: None = plain text."""
         served = {settings.model.name: _Served(feed, settings, lambda: self.port, now_us, self._is_ready)
                   for feed, settings in models.items()}

@@ -20,6 +20,14 @@ ROOMS = {
     "tests": {"schemas", "stream_trainer", "scorer", "ops"},
 }
 
+# Within a room: which of its other folders a folder's files may import.
+FOLDERS = {
+    "scorer/answers": set(),
+    "scorer/ports": set(),
+    "scorer/client": {"ports"},
+    "scorer/versions": {"answers"},
+}
+
 # Each outside thing is touched in these files alone (a folder ends in a slash). What is not listed, any file may use.
 ONLY_IN = {
     "faust": ["stream_trainer/faust_driver.py"],
@@ -27,11 +35,10 @@ ONLY_IN = {
     "aiokafka": ["stream_trainer/faust_driver.py", "stream_trainer/again.py"],
     "kafka": ["ops/", "scorer/"],
     # The one that writes, the one that reads, and the one that writes what came from another machine's.
-    "rocksdict": ["stream_trainer/store.py", "scorer/reader.py", "scorer/replica.py"],
-    "grpc": ["scorer/client.py", "scorer/calls.py", "scorer/worker.py", "scorer/service.py", "scorer/ports.py",
-             "scorer/door.py", "scorer/patience.py", "scorer/health.py", "scorer/operators.py",
+    "rocksdict": ["stream_trainer/store.py", "scorer/versions/reader.py", "scorer/versions/replica.py"],
+    "grpc": ["scorer/client/", "scorer/ports/", "scorer/answers/service.py", "scorer/worker.py", "scorer/operators.py",
              "schemas/proto/", "ops/bench/score_child.py", "ops/bench/peers/mlserver.py"],
-    "grpc_health": ["scorer/client.py", "scorer/health.py", "scorer/worker.py", "scorer/operators.py"],
+    "grpc_health": ["scorer/client/clients.py", "scorer/ports/health.py", "scorer/worker.py", "scorer/operators.py"],
     "grpc_reflection": ["scorer/worker.py", "scorer/operators.py"],
     "pyarrow": ["stream_trainer/metric_log.py", "stream_trainer/looking_back.py", "ops/"],
     "typer": ["ops/"],
@@ -42,7 +49,7 @@ ONLY_IN = {
 }
 
 # The only file that holds a gRPC servicer of ours.
-SERVICER = "scorer/service.py"
+SERVICER = "scorer/answers/service.py"
 
 # Values in, values out: these use nothing from outside but what stands beside them, and no clock, chance or I/O.
 PURE = {
@@ -91,6 +98,20 @@ def test_imports_point_one_way(room):
         for file in _files(room)
         for line, name in _imported(file)
         if name.startswith(".") or (name.split(".")[0] in ROOMS.keys() - ROOMS[room] - {room})
+    ]
+    assert not wrong
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_folders_of_a_room_know_only_those_below(folder):
+    """An answer knows nothing of where its version came from, nor of the port that it leaves by."""
+    room, own = folder.split("/")
+    others = {one.split("/")[1] for one in FOLDERS if one.startswith(f"{room}/")} - FOLDERS[folder] - {own}
+    wrong = [
+        f"{file}:{line} imports {name}"
+        for file in _files(folder)
+        for line, name in _imported(file)
+        if any(name == f"{room}.{other}" or name.startswith(f"{room}.{other}.") for other in others)
     ]
     assert not wrong
 

@@ -16,7 +16,7 @@ from schemas.config import ModelConfig
 from schemas.models import build
 from schemas.models.base import RowModel
 from schemas.snapshot import model_config
-from scorer.reader import SnapshotReader
+from scorer.versions.reader import SnapshotReader
 
 
 class PlainModel:

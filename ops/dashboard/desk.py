@@ -17,9 +17,9 @@ from ops.verbs.score import default_target
 from schemas import fields
 from schemas.config import Settings
 from schemas.control import Then, What
-from scorer.access import access_of
 from scorer.client import Explained, Scored, ScorerClient
-from scorer.tokens import listed
+from scorer.client.access import access_of
+from scorer.ports.tokens import listed
 
 ANSWER_S = 20.0         # for the trainer's word on an order; a rollback takes it some seconds
 BROKER_S = 2.0

@@ -18,10 +18,10 @@ from schemas.config import Settings, is_loopback
 from schemas.errors import RequestError, SnapshotError
 from schemas.journal import newest_rows
 from schemas.snapshot import Kind, Manifest
-from scorer.access import access_of
 from scorer.client import OperatorClient, ScorerUnavailable
-from scorer.reader import SnapshotReader, own_secondary_dir
-from scorer.tokens import listed
+from scorer.client.access import access_of
+from scorer.ports.tokens import listed
+from scorer.versions.reader import SnapshotReader, own_secondary_dir
 from stream_trainer.alarms import standing
 
 STATUS_BYTES = 1 << 17         # of the trainer's journal: a minute or two

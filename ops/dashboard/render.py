@@ -11,7 +11,7 @@ from ops.dashboard.chart import Line, figure
 from ops.dashboard.data import Board, Version, Window, clock, span
 from ops.letters import Letter, readable
 from ops.tables import FIGURES
-from scorer.calls import ItemExplained, Scored
+from scorer.client.calls import ItemExplained, Scored
 
 NAMES = {"": "model", "served_": "served", "reference_": "frozen reference"}
 LOOKS = {"": "model", "served_": "served", "reference_": "reference"}

@@ -16,8 +16,8 @@ from ops.simulator.slates import Scored
 from ops.simulator.store import EventLog
 from schemas.config import Settings
 from schemas.errors import BrokerError, ConfigError
-from scorer.access import PLAIN, Access
 from scorer.client import ScorerClient, ScorerUnavailable
+from scorer.client.access import PLAIN, Access
 
 TIMEOUT_S = 0.25         # a slate waits this long for its scores, then it is shown in random order
 PROBE_S = 0.05           # the same while the scorer is away: visitors should not all wait for it

@@ -12,7 +12,7 @@ def mirror(settings: Settings) -> None:
     (docs/snapshots.md). What is kept, and how long: snapshot.keep_s here.
     """
     from ops.topics import wait_for_start
-    from scorer.mirror import run
+    from scorer.versions.mirror import run
 
     wait_for_start(settings, ["model-updates"])
     run(settings)

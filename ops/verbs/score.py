@@ -49,8 +49,8 @@ def score(
     An impression event is a slate too: what else is in it is not sent.
     """
     from schemas import fields
-    from scorer.access import access_of
     from scorer.client import ScorerClient
+    from scorer.client.access import access_of
 
     if example == (file is not None):
         raise typer.BadParameter("give a file with a slate (- for stdin), or --example")

@@ -53,7 +53,7 @@ def simulate(
     from ops.simulator.store import AppStore, VirtualClock, WallClock
     from ops.topics import wait_for_start
     from schemas.errors import ConfigError
-    from scorer.access import access_of
+    from scorer.client.access import access_of
 
     options = StoreOptions(
         seed=seed, apps=apps, day_s=day_s, slate=slate, candidates=candidates or slate,

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ops.control import Retention
     from schemas.models import RowModel
     from schemas.snapshot import Kind, Manifest
-    from scorer.reader import SnapshotReader, Whole
+    from scorer.versions.reader import SnapshotReader, Whole
 
 _Json = Annotated[bool, typer.Option("--json", help="One object on stdout.")]
 _Kind = Annotated[Literal["version", "checkpoint"], typer.Option(help="What serving or what resuming needs.")]
@@ -165,7 +165,7 @@ def _order(settings: Settings, what: What, number: int, then: Then | None, wait_
 @contextmanager
 def opened(settings: Settings, kind: Kind) -> Iterator[SnapshotReader]:
     """The model's store, caught up. Raises SnapshotError where there is nothing of that kind."""
-    from scorer.reader import SnapshotReader, own_secondary_dir
+    from scorer.versions.reader import SnapshotReader, own_secondary_dir
 
     place = own_secondary_dir(settings.store_dir.parent / "secondaries", f"snapshot-{kind}")
     with SnapshotReader(settings.store_dir, place, kind) as reader:
@@ -352,7 +352,7 @@ def exported(settings: Settings, number: int, out: Path) -> dict[str, Any]:
     from ops import model_file
     from schemas import fields
     from schemas.snapshot import checkpoint_before
-    from scorer.engine import Blueprint
+    from scorer.answers.engine import Blueprint
 
     place = fields.find(settings.model.schema)
     blueprint = Blueprint(settings.model, fields.load(settings.model.schema))

@@ -36,7 +36,7 @@ from ops.topics import ensure_topics
 from ops.watch import last, wait_until_learnt
 from schemas.config import Settings, Source, build
 from schemas.errors import SnapshotError
-from scorer.reader import SnapshotReader
+from scorer.versions.reader import SnapshotReader
 from tests.kit.processes import Process, wait_until
 
 CRITEO = Path(__file__).resolve().parents[3] / "shared" / "data" / "criteo_60k.tsv.gz"

@@ -31,7 +31,7 @@ from ops.watch import last, wait_until_learnt
 from ops.windows import whole_windows
 from schemas.config import LearnConfig, ModelConfig, Settings, Source, build
 from schemas.snapshot import chunk_key, manifest_key
-from scorer.reader import SnapshotReader
+from scorer.versions.reader import SnapshotReader
 from stream_trainer.store import SnapshotStore
 from tests.conftest import SHARED
 from tests.kit.processes import Process, wait_until

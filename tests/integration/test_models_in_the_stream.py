@@ -16,7 +16,7 @@ from schemas.errors import ConfigError, SnapshotError
 from schemas.fields import FieldSchema, parse
 from schemas.models import MODELS
 from schemas.snapshot import chain
-from scorer.engine import Blueprint, Engine, load
+from scorer.answers.engine import Blueprint, Engine, load
 from stream_trainer.learner import Diverged, Learner
 from stream_trainer.progressive import Progressive, auc_by_ranks
 from stream_trainer.publisher import Publisher

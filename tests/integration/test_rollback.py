@@ -26,11 +26,11 @@ from ops.watch import wait_for_order, wait_until_learnt
 from schemas.config import Settings
 from schemas.control import ControlError, Order
 from schemas.snapshot import Manifest
+from scorer.answers.engine import Blueprint
 from scorer.client import ScorerClient
-from scorer.engine import Blueprint
-from scorer.follower import Follower
 from scorer.metrics import Metrics
-from scorer.reader import SnapshotReader
+from scorer.versions.follower import Follower
+from scorer.versions.reader import SnapshotReader
 from stream_trainer.branch import go_back
 from stream_trainer.control import Control
 from tests.integration.test_exactly_once import (

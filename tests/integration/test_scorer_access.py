@@ -22,9 +22,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from schemas.config import Settings
 from schemas.errors import ConfigError, RequestError
 from schemas.fields import load
-from scorer.access import Access, access_of
 from scorer.client import SERVICE, AsyncScorerClient, ScorerClient, ScorerUnavailable
-from scorer.tls import read_tls
+from scorer.client.access import Access, access_of
+from scorer.ports.tls import read_tls
 from tests.kit.certificates import Authority
 from tests.kit.processes import wait_until
 from tests.kit.scorer import ScorerServer

@@ -35,7 +35,7 @@ from schemas.crosses import crossed
 from schemas.models import build
 from schemas.models.pooling import pool
 from scorer.client import Scored, ScorerClient, ScorerUnavailable
-from scorer.reader import SnapshotReader
+from scorer.versions.reader import SnapshotReader
 from tests.integration import test_exactly_once
 from tests.integration.test_exactly_once import made, running
 from tests.kit.processes import Process, wait_until

@@ -20,9 +20,9 @@ import pytest
 from ops.ports import free_port
 from schemas.config import Settings
 from schemas.fields import load
-from scorer.access import Access
 from scorer.client import ScorerClient, ScorerUnavailable
-from scorer.tls import Certificates
+from scorer.client.access import Access
+from scorer.ports.tls import Certificates
 from tests.kit.certificates import Authority
 from tests.kit.processes import Process, wait_until
 from tests.scorer.lineage import Lineage, RocksWriter, small

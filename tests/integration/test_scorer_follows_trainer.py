@@ -15,11 +15,11 @@ import pytest
 from schemas.bags import Bags, concat
 from schemas.config import LearnConfig, Settings, SnapshotConfig
 from schemas.fields import Encoder, Slate, load
+from scorer.answers.engine import Blueprint
 from scorer.client import ScorerClient
-from scorer.engine import Blueprint
-from scorer.follower import Follower
 from scorer.metrics import Metrics
-from scorer.reader import SnapshotReader
+from scorer.versions.follower import Follower
+from scorer.versions.reader import SnapshotReader
 from stream_trainer.learner import Learner
 from stream_trainer.progressive import Progressive
 from stream_trainer.publisher import Publisher

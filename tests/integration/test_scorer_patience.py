@@ -18,9 +18,11 @@ from schemas.config import Settings
 from schemas.fields import load
 from schemas.proto.scoring_pb2 import ScoreRequest
 from schemas.proto.scoring_pb2_grpc import ScorerStub
-from scorer import patience, ports, worker
+from scorer import worker
 from scorer.client import SERVICE, ScorerClient
-from scorer.tokens import Tokens
+from scorer.ports import patience
+from scorer.ports import port as ports
+from scorer.ports.tokens import Tokens
 from tests.kit.scorer import ScorerServer
 from tests.scorer.lineage import Lineage, RocksWriter, small
 

@@ -22,10 +22,10 @@ from schemas import fields
 from schemas.config import Settings
 from schemas.examples import decode
 from schemas.snapshot import weights_digest
-from scorer.engine import Blueprint
-from scorer.follower import Follower
+from scorer.answers.engine import Blueprint
 from scorer.metrics import Metrics
-from scorer.reader import SnapshotReader
+from scorer.versions.follower import Follower
+from scorer.versions.reader import SnapshotReader
 from stream_trainer.store import SnapshotStore
 from tests.integration.test_exactly_once import made, rows
 from tests.kit.processes import Process, wait_until

@@ -40,9 +40,9 @@ from schemas.snapshot import (
 )
 from schemas.updates import CHUNK_RECORD_BYTES, is_of, told
 from scorer.client import ScorerClient
-from scorer.mirror import Mirror
-from scorer.reader import SnapshotReader
-from scorer.topic import connected
+from scorer.versions.mirror import Mirror
+from scorer.versions.reader import SnapshotReader
+from scorer.versions.topic import connected
 from stream_trainer.store import SnapshotStore
 from tests.integration.test_scorer_server import CONTEXT, MODEL, slate
 from tests.kit.memory_topic import Killed, MemoryConsumer, MemoryTopic

@@ -5,11 +5,11 @@ from __future__ import annotations
 import threading
 
 from schemas.config import Settings
-from scorer import feed
-from scorer.distributor import Distributor
 from scorer.operators import Operators
+from scorer.ports.tls import certificates
 from scorer.processes import now_us
-from scorer.tls import certificates
+from scorer.versions import feed
+from scorer.versions.distributor import Distributor
 from scorer.worker import WorkerServer
 
 

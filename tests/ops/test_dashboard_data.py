@@ -29,7 +29,7 @@ from ops.verbs.score import example_slate
 from schemas import fields
 from schemas.config import DashboardConfig, Settings
 from schemas.errors import ConfigError, RequestError
-from scorer.calls import ItemExplained
+from scorer.client.calls import ItemExplained
 
 NOW_US = 1_795_302_746_000_000
 S = 1_000_000

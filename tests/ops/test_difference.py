@@ -9,7 +9,7 @@ import pytest
 
 from ops.difference import difference, refuse_other_shape
 from schemas.errors import SnapshotError
-from scorer.reader import Whole
+from scorer.versions.reader import Whole
 
 
 def side(rows: dict[int, list[float]], **dense: Any) -> Whole:

@@ -25,9 +25,9 @@ from schemas.bags import Bags, concat
 from schemas.config import Settings, Source, build
 from schemas.errors import ConfigError, SnapshotError
 from schemas.fields import Encoder, load
-from scorer import engine
-from scorer.engine import Blueprint
-from scorer.reader import SnapshotReader
+from scorer.answers import engine
+from scorer.answers.engine import Blueprint
+from scorer.versions.reader import SnapshotReader
 from stream_trainer.guard import Guard
 from stream_trainer.learner import Learner
 from stream_trainer.progressive import Progressive

@@ -14,7 +14,7 @@ from ops.cli import command_line
 from ops.table_load import Load, load_of
 from schemas.config import Settings
 from schemas.fields import parse
-from scorer.reader import SnapshotReader
+from scorer.versions.reader import SnapshotReader
 from stream_trainer.learner import Learner
 from stream_trainer.progressive import Progressive
 from stream_trainer.publisher import Publisher

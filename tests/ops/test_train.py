@@ -21,10 +21,10 @@ from schemas import fields
 from schemas.config import SnapshotConfig
 from schemas.errors import ConfigError, SnapshotError
 from schemas.memory import DoesNotFit
-from scorer.engine import Blueprint
-from scorer.follower import Follower
+from scorer.answers.engine import Blueprint
 from scorer.metrics import Metrics
-from scorer.reader import SnapshotReader
+from scorer.versions.follower import Follower
+from scorer.versions.reader import SnapshotReader
 from stream_trainer.control import Control
 from stream_trainer.learner import Learner
 from stream_trainer.progressive import Progressive

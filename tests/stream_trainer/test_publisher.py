@@ -16,7 +16,7 @@ from schemas.config import LearnConfig, ModelConfig, SnapshotConfig
 from schemas.errors import SnapshotError
 from schemas.fields import parse
 from schemas.snapshot import Manifest, chain, weights_digest
-from scorer.engine import Blueprint, load
+from scorer.answers.engine import Blueprint, load
 from stream_trainer.learner import Diverged, Learner
 from stream_trainer.progressive import Progressive, Window
 from stream_trainer.publisher import Publisher, Restored

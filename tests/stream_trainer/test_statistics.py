@@ -19,7 +19,7 @@ from schemas.fields import Encoder, FieldSchema, Slate, parse
 from schemas.models import build
 from schemas.models.statistics import HALVED_AT, add_counts
 from schemas.snapshot import chain
-from scorer.engine import Blueprint, load
+from scorer.answers.engine import Blueprint, load
 from stream_trainer.learner import Diverged, Learner
 from stream_trainer.progressive import Progressive
 from stream_trainer.publisher import Publisher

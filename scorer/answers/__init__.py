@@ -1,0 +1,1 @@
+"""From a slate to an answer, by exactly one version."""

@@ -1,0 +1,1 @@
+"""How versions come from the store, or from Kafka, to every worker, whole and in order."""
