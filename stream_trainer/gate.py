@@ -25,11 +25,12 @@ from stream_trainer.losses import clipped
 from stream_trainer.plausible import Count, Ripening, Rows, Ties, Usual, Values
 from stream_trainer.training import Step
 
-Reason = Literal["labels", "calibration", "clicks", "feature", "jump", "not finite", "by hand"]
+Reason = Literal["labels", "calibration", "loss", "clicks", "feature", "jump", "not finite", "by hand"]
 Arrays = dict[str, NDArray[Any]]
 
 HALF_LIFE_ROWS = 20_000  # of what is usual
 LABELS_HALF_LIFE_ROWS = 3_000   # of the usual label rate: what the hour does to it, the model knows, but a rate does not
+LOSS = 2.0               # times as much loss as the scores themselves expect: weights far off may be right on average
 RUSH = 8.0               # times as many labels as usual, as they come: with a window of labels under way, traffic may do a part
 EVER = 0.5               # share of rows that must say what was served, for it to count
 SLOW_US, SLOW_SHARE = 1_000_000, 32  # where a block fills slowly, a part of one is judged after a second
@@ -86,7 +87,10 @@ class Gate:
         self._rush = Usual((RUSH,), half_life)                            # as they come
         self._said = Usual((factor, 1 / factor), half_life)               # clicks for each one that was said
         self._served = Usual((factor, 1 / factor), half_life)
-        self._usuals = {"rate": self._rate, "rush": self._rush, "said": self._said, "served": self._served}
+        self._lost = Usual((LOSS,), half_life)                            # nats for each one expected
+        self._usuals = {
+            "rate": self._rate, "rush": self._rush, "said": self._said, "served": self._served, "lost": self._lost,
+        }
         self._rows = 0                       # examples seen
         self._waiting: list[tuple[Any, ...]] = []            # columns of batches, in the order of _of
         self._waiting_rows = 0
@@ -96,7 +100,7 @@ class Gate:
         self._samples: list[_Sample] = []
         self._moved = 0.0                    # share of the reference that jumped, when it was scored last
         self._finite = True
-        self._recent: dict[str, Count] = {}  # of the last block
+        self._recent: dict[str, tuple[float, Count]] = {}    # of the last block, and the usual before it
         self._forgiven: dict[str, int] = {}  # reason → until when
         self._calm_since_us: int | None = None
         self._alarms: list[Alarm] = []
@@ -202,7 +206,7 @@ class Gate:
         zeros = float(zero.sum())
         counts = {
             "rush": Count(float(np.count_nonzero(clicked)), zeros), "rate": Count(ripe.n, zeros),
-            "said": _said(ripe.weight, ripe.said, zero, come.said),
+            "said": _said(ripe.weight, ripe.said, zero, come.said), "lost": _lost(ripe.weight, ripe.said, zero, come.said),
         }
         told = np.isfinite(come.served)
         if np.count_nonzero(told) >= EVER * come.n:
@@ -214,11 +218,11 @@ class Gate:
         if "served" in weighed:      # a version that is merely old is no reason to hold back a newer one: both must say so
             weighed["said"] = weighed["served"] = np.minimum(weighed["said"], weighed["served"])
         enough = 0.0 if young else config.evidence
+        self._recent = {name: (self._usuals[name].ratio, count) for name, count in counts.items()}
         for name, count in counts.items():
             self._usuals[name].judge(weighed[name], enough)
             if learn:
                 self._usuals[name].learn(count, come.n)
-        self._recent = counts
         self._values.judge(ripe, come, clicked, enough, learn, self._rate.ratio)
         if bags:
             some = [bags[place] for place in np.unique(np.linspace(0, len(bags) - 1, TIED_BATCHES).astype(int)).tolist()]
@@ -246,7 +250,7 @@ class Gate:
         parts = [part for part in columns[6] if part is not None]
         values = np.zeros((len(label), len(self._values.columns)), np.uint64)
         if len(parts) == len(columns[0]):
-            values = _first(concat(parts), self._values.columns)
+            values = np.concatenate([_first(part, self._values.columns) for part in parts])
         come = Rows(said, served, weight, source, impression, values)
         if any(part is not None for part in columns[7]):       # not those that a second pass brings: they were judged before
             starts = np.cumsum([0, *map(len, columns[0])]).tolist()
@@ -291,6 +295,7 @@ class Gate:
             "not finite": float(not self._finite),
             "labels": max(float(self._rate.evidence.max()), float(self._rush.evidence.max())) / enough,
             "calibration": float(self._said.evidence.max()) / enough,
+            "loss": float(self._lost.evidence.max()) / enough,
             "clicks": self._clicks_found() / enough,
             "feature": self._ties.most / enough,
             "jump": self._moved / self.config.jump_share,
@@ -342,13 +347,16 @@ class Gate:
             return replace(hold, fields=fields, was=0.0, now=fields[0][1], text=(
                 f"{fields[0][0]} no longer goes with what it went with: {fields[0][1]:.0%} of its ties are broken"
             ))
-        name = "said" if reason == "calibration" else "rate"
+        name = {"calibration": "said", "loss": "lost"}.get(reason, "rate")
         if reason == "labels" and self._rush.evidence.max() > self._rate.evidence.max():
             name = "rush"
-        was, now = self._usuals[name].ratio, _ratio(self._recent.get(name))
+        was, block = self._recent.get(name, (0.0, Count(0.0, 0.0)))
+        now = _ratio(block)
         if reason == "labels":
             was, now = was / (1 + was), now / (1 + now)
             text = f"{now:.4f} clicks an example, usually {was:.4f}"
+        elif reason == "loss":
+            text = f"{now:.2f} times the loss that the scores themselves expect, usually {was:.2f}"
         else:
             text = f"{now:.3f} clicks for each one that was said, usually {was:.3f}"
         return replace(hold, was=was, now=now, text=text + f", in the last {self._looked_rows:,} examples")
@@ -424,7 +432,8 @@ class Gate:
             return
         self._rows, self._looked_us = state["rows"].tolist()
         for name, usual in self._usuals.items():
-            usual.restore(state[f"usual/{name}"])
+            if f"usual/{name}" in state:             # not one that is newer than the checkpoint
+                usual.restore(state[f"usual/{name}"])
         self._ripening.restore(state, len(self._values.columns))
         self._values.restore(state)
         self._ties.restore(state)
@@ -458,8 +467,20 @@ def _said(
     return Count(float(click.sum()), float(click @ said) + float(zero @ of_all))
 
 
-def _ratio(count: Count | None) -> float:
-    return count.seen / count.expected if count is not None and count.expected > 0 else 0.0
+def _lost(
+    click: NDArray[np.float32], said: NDArray[np.float32], zero: NDArray[np.float32], of_all: NDArray[np.float32]
+) -> Count:
+    """Log loss in nats, of clicks and of all others, and what is expected of it where what was said is right: the entropy of
+    each. click, zero: as in _said."""
+    told, q = clipped(said), clipped(of_all)
+    of_click, of_zero = -np.log(told), -np.log1p(-q)
+    entropy = told * of_click - (1 - told) * np.log1p(-told)
+    rest = (1 - q) * of_zero - q * np.log(q)
+    return Count(float(click @ of_click) + float(zero @ of_zero), float(click @ entropy) + float(zero @ rest))
+
+
+def _ratio(count: Count) -> float:
+    return count.seen / count.expected if count.expected > 0 else 0.0
 
 
 def _logits(probabilities: NDArray[np.float32]) -> NDArray[np.float32]:

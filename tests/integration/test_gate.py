@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,9 +33,14 @@ SOUND_S, FLIPPED_S, SLATES_A_S = 40, 20, 20      # 16,000 examples as they shoul
 
 def flipped(path: Path) -> Iterator[EventRecord]:
     """A store's log; from the 40th second on a click is sent of whatever was not clicked."""
+    return log(path, f"labels_flipped@{SOUND_S}")
+
+
+def log(path: Path, *drifts: str) -> Iterator[EventRecord]:
     options = StoreOptions(seed=3)
     store = Simulator(options, START_US)
-    store.plant(planted(f"labels_flipped@{SOUND_S}", options, START_US))
+    for drift in drifts:
+        store.plant(planted(drift, options, START_US))
     AppStore(store, VirtualClock(START_US), Record(path), rate=SLATES_A_S, seconds=SOUND_S + FLIPPED_S).run()
     return formats.read(path, "jsonl", 1, "click")
 
@@ -124,3 +130,35 @@ def test_flipped_labels_never_go_live_until_somebody_says_so(broker: str, prefix
         crew["trainer"].restart()
         wait_until(partial(said_after, settings, before), 60, "the trainer is back")
         assert (told(settings)["reason"], told(settings)["until_us"]) == ("by hand", 0)
+
+
+def test_weights_that_explode_do_not_stay_live(broker: str, prefix: str, tmp_path: Path) -> None:
+    """A trainer that has learnt well is started again with the largest rates there are, which throw its weights far off, and
+    without its guard: what it learns is held back within four blocks of the gate, though it is right on average, and the
+    scorer stays where it was then."""
+    sound = made(broker, prefix, tmp_path / "var", **{
+        "model.schema": "appstore", "learn.batch_rows": 256, "learn.guard": False, "gate.rows": 1024, "gate.history_rows": 8000,
+        "score.port": free_port(), "score.operator_port": 0, "score.metrics_port": 0, "score.workers": 1,
+    })
+
+    def learnt() -> int:
+        row = last(sound, "trainer", "trainer.status")
+        return int(row["examples_learnt"]) if row is not None else 0
+
+    with running(sound) as crew, ScorerClient(f"127.0.0.1:{sound.score.port}") as client:
+        crew["scorer"] = Process(sound, "scorer")
+        client.wait_ready(60)
+        published(sound, log(tmp_path / "log"), 600)
+        wait_until(lambda: learnt() > 12_000, 60, "a model that has a usual")
+        assert crew["trainer"].stop() == 0
+        kept = newest(sound)
+        assert not held(sound)
+
+        wild = replace(sound, learn=replace(sound.learn, row_rate=1.0, dense_rate=1.0))
+        crew["trainer"] = Process(wild, "trainer")
+        wait_until(partial(held, sound), 60, "a hold")
+        at_last = newest(sound)
+        assert at_last.examples_learnt - kept.examples_learnt <= 4 * 1024
+        wait_until(lambda: learnt() > at_last.examples_learnt + 4000, 60, "learning goes on")
+        assert newest(sound).number == at_last.number
+        assert client.score({}, [{"id": "a", "features": {}}]).version == at_last.number

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from schemas.bags import Bags
 from schemas.config import GateConfig
@@ -15,7 +18,7 @@ from schemas.control import Order, Then
 from schemas.errors import ConfigError
 from stream_trainer.branch import go_back
 from stream_trainer.control import Control, Given
-from stream_trainer.gate import Gate
+from stream_trainer.gate import Gate, _lost
 from stream_trainer.guard import Guard
 from stream_trainer.intake import Batch
 from stream_trainer.learner import Learner
@@ -37,7 +40,8 @@ class Stream:
     """Batches of 256 in a steady world, four a second; a model that says the right rate, until told otherwise."""
 
     def __init__(self, gate: Gate | None = None, config: GateConfig = CONFIG, seed: int = 1) -> None:
-        self.said = self.says_now = 0.1
+        self.said: float | NDArray[Any] = 0.1
+        self.says_now = 0.1
         self.now = START
         self.gate = gate or Gate(config, SCHEMA, self.score)
         self.rng = np.random.default_rng(seed)
@@ -137,6 +141,29 @@ def test_scores_that_jump_are_held_though_the_stream_is_as_ever() -> None:
     assert stream.went[-1] is False
     assert stream.gate.held is not None
     assert (stream.gate.held.reason, stream.gate.held.now) == ("jump", 1.0)
+
+
+def test_scores_that_are_sure_of_themselves_and_wrong_are_held_though_right_on_average() -> None:
+    """A tenth of them say .91 and the others .01, and a tenth of either is clicked: as many clicks as were said."""
+    stream = Stream().go(60)
+    stream.said, stream.went = np.where(np.arange(256) % 10 == 0, 0.91, 0.01), []
+    stream.go(20)
+    hold = stream.gate.held
+    assert stream.went.index(False) <= 12
+    assert hold is not None
+    assert hold.reason == "loss"
+    assert hold.was == pytest.approx(1, rel=0.1)
+    assert hold.now is not None
+    assert hold.now > 1.4
+
+
+def test_expected_loss_is_the_entropy_of_what_was_said() -> None:
+    """A click that was said with .2, and two zeros of .1 and .5, the second of which counts threefold: by hand."""
+    f32 = partial(np.array, dtype=np.float32)
+    found = _lost(f32([1]), f32([0.2]), f32([1, 3]), f32([0.1, 0.5]))
+    assert found.seen == pytest.approx(-math.log(0.2) - math.log(0.9) - 3 * math.log(0.5), rel=1e-6)
+    entropy = [-(p * math.log(p) + (1 - p) * math.log(1 - p)) for p in (0.2, 0.1, 0.5)]
+    assert found.expected == pytest.approx(entropy[0] + entropy[1] + 3 * entropy[2], rel=1e-6)
 
 
 @pytest.mark.parametrize("young", [True, False])
