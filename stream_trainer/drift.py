@@ -30,9 +30,12 @@ HALF_LIFE = 50.0        # values after which one counts half in what is usual
 LEAST = 10              # values until it is known what is usual: the median of the newer half, and how far neighbours are apart
 LEAST_CLICKS = 30.0     # expected in one value; a slice that has fewer in a window gives one value of several
 ALLOWED = 1.0           # standard errors that a series may be off for ever: Page-Hinkley's δ
-THRESHOLD = 9.0         # its λ
+THRESHOLD = 12.0        # its λ,
+SURE = 8.0              # and that of what a right model has at a known value at any hour
 MOST = 16.0             # standard errors that one value counts for: one window alone fires only beyond λ + δ
-TAMED = 3.0             # standard errors that one value adds to what is usual
+TAMED = 3.0             # standard errors that one value adds to what is usual,
+LATER = 4               # and how many values later: what is not usual must not be its own excuse
+ALIKE = 0.9             # correlation of neighbours, at most
 KEPT = 64               # values looked at for when it began
 BACK = 3                # values in a row that are near what they were: it is over
 STAYS = 30              # values after which the new level is the usual one: it is over too
@@ -44,22 +47,25 @@ NEWS = 1.5              # times as far as it ever went: from there on a habit is
 
 class Kind(NamedTuple):
     """A signal. least: smaller differences are nobody's business, in the unit of its values. ways: +1 = only up is bad. habit:
-    it moves with the clock (an hour, a weekday), so that what a series has done before is no alarm when it does it again."""
+    it moves with the clock (an hour, a weekday), so that what a series has done before is no alarm when it does it again.
+    threshold: Page-Hinkley's λ."""
 
     what: str
     name: str
     least: float
     ways: int
     habit: bool = False
+    threshold: float = THRESHOLD
 
 
 # In the order of causes: what comes in moves what the model says, and that moves how right it is.
 MISSING = Kind("drift.missing", "missing share", 0.01, 0)
 UNSEEN = Kind("drift.unseen", "unseen share", 0.01, 1)
-INPUTS = Kind("drift.inputs", "population stability index", 0.05, 1, habit=True)
+INPUTS = Kind("drift.inputs", "population stability index", 0.25, 1, habit=True)    # what is called a large shift
 CALIBRATION = Kind("drift.calibration", "calibration", math.log(1.05), 0)
-LOSS = Kind("drift.loss", "normalised entropy", math.log(1.005), 1)
-KINDS = (MISSING, UNSEEN, INPUTS, CALIBRATION, LOSS)
+SLOPE = Kind("drift.slope", "calibration slope", 0.05, 0, threshold=SURE)
+LOSS = Kind("drift.loss", "normalised entropy", math.log(1.02), 1)      # of the whole: a slice's moves with who is in it
+KINDS = (MISSING, UNSEEN, INPUTS, CALIBRATION, SLOPE, LOSS)
 ONE_CLASS = "drift.one_class"
 
 
@@ -88,6 +94,8 @@ class Sums(NamedTuple):
     loss_sum: float
     loss_square_sum: float
     probability_sum: float
+    slope_score: float = 0.0         # 0: a log from before there was such a column
+    slope_information: float = 0.0
 
 
 class Window(NamedTuple):
@@ -116,15 +124,15 @@ class Series:
 
     def __init__(self, kind: Kind) -> None:
         self.moved: Moved | None = None
-        self._least, self._habit = kind.least, kind.habit
+        self._least = kind.least
         self.recent: deque[tuple[Window, float, Value]] = deque(maxlen=KEPT)   # with standard errors off what was usual
-        self._ways = kind.ways
+        self._kind = kind
         self._begin()
 
     def _begin(self) -> None:
         self._first: list[Value] = []
-        self._mean = self._weight = self._spread = self._count = 0.0
-        self._detector = _page_hinkley(self._ways)
+        self._mean = self._weight = self._spread = self._count = self._along = self._apart = 0.0
+        self._detector = _page_hinkley(self._kind)
 
     def add(self, window: Window, value: Value) -> bool:
         """One more. Whether it has moved now, as far as somebody would want to know."""
@@ -140,12 +148,15 @@ class Series:
         self._detector.update(max(-MOST, min(MOST, z)))
         if self._detector.drift_detected and self._moved():
             return True
-        self._learn(value, error)
+        if len(self.recent) > LATER:
+            self._learn(self.recent[-1 - LATER][2])
         return False
 
     def _error(self, value: Value) -> float:
-        """Standard error of a value: by its counts, or by what the series does anyway."""
-        return max(value.error, math.sqrt(self._spread / self._count))
+        """Standard error of a value: by its counts, or by what the series does anyway. Where neighbours are alike (ρ), as a day
+        makes them, a stretch of them says less: σ²(1 + ρ)/(1 − ρ) is what an AR(1) has in the long run."""
+        alike = max(0.0, min(ALIKE, self._along / self._spread)) if self._spread else 0.0
+        return max(value.error, math.sqrt(self._spread / self._count * (1 + alike) / (1 - alike)))
 
     def score(self, since_row: int) -> float:
         """Standard errors that its values since that row are off, taken together."""
@@ -166,7 +177,7 @@ class Series:
         found = list(self.recent)[first:]
         moved = Moved(self._mean, found[0][0], sum(value.value for _, _, value in found) / len(found), len(found))
         off = moved.now - moved.was
-        if abs(off) < self._least or off * self._ways < 0:
+        if abs(off) < self._least or off * self._kind.ways < 0:
             return False
         self.moved = moved
         return True
@@ -186,11 +197,11 @@ class Series:
         """It is over: back, or the new level is the usual one from here on."""
         moved, self.moved = self.moved, None
         assert moved is not None
-        if self._habit:
+        if self._kind.habit:
             self._least = max(self._least, NEWS * abs(moved.now - moved.was))
         self.recent.clear()
         if moved.near >= BACK:
-            self._detector = _page_hinkley(self._ways)
+            self._detector = _page_hinkley(self._kind)
         else:
             self._begin()
 
@@ -207,20 +218,25 @@ class Series:
             apart = statistics.median(abs(one - other) for one, other in itertools.pairwise(values)) / 0.954
             self._spread = self._count * apart**2
 
-    def _learn(self, value: Value, error: float) -> None:
+    def _learn(self, value: Value) -> None:
         """What is usual. A value far off adds no more than one that is TAMED standard errors off."""
+        error = self._error(value)
         fade, weight = 2.0 ** (-1 / HALF_LIFE), 1 / value.error**2
         apart = max(-TAMED * error, min(TAMED * error, value.value - self._mean))
         self._weight = fade * self._weight + weight
         self._mean += apart * weight / self._weight
         self._count = fade * self._count + 1
         self._spread = fade * self._spread + apart**2
+        self._along = fade * self._along + apart * self._apart
+        self._apart = apart
 
 
-def _page_hinkley(ways: int) -> Any:
+def _page_hinkley(kind: Kind) -> Any:
     from river.drift import PageHinkley  # here: it takes a second, and a learner that restarts has none to lose
 
-    return PageHinkley(min_instances=1, delta=ALLOWED, threshold=THRESHOLD, alpha=1.0, mode="up" if ways > 0 else "both")
+    return PageHinkley(
+        min_instances=1, delta=ALLOWED, threshold=kind.threshold, alpha=1.0, mode="up" if kind.ways > 0 else "both"
+    )
 
 
 @dataclass(slots=True)
@@ -298,20 +314,22 @@ class Drift:
                 self._sums.pop(place, None)
 
     def _of_slices(self, table: Table) -> Iterator[tuple[Place, Value]]:
-        """Calibration and loss of each line that has seen clicks enough, else of several windows' lines together."""
-        lines = zip(*(np.asarray(table[name], np.float64).tolist() for name in Sums._fields), strict=True)
+        """Figures of each line that has seen clicks enough, else of several windows' lines together."""
+        names = [name for name in Sums._fields if name in table]
+        lines = zip(*(np.asarray(table[name], np.float64).tolist() for name in names), strict=True)
         for of, value, line in zip(table["field"], table["value"], lines, strict=True):
-            key = Place(LOSS, of, value)
+            key = Place(CALIBRATION, of, value)
             sums = Sums(*line)
             if key in self._sums:
                 sums = Sums(*map(operator.add, self._sums.pop(key), sums))
             if max(sums.probability_sum, sums.clicks) < LEAST_CLICKS:
                 self._sums[key] = sums
                 continue
-            yield Place(CALIBRATION, of, value), calibration(sums)
-            loss = entropy(sums)
-            if loss is not None:
-                yield key, loss
+            yield key, calibration(sums)
+            if sums.slope_information > 0:
+                yield Place(SLOPE, of, value), slope(sums)
+            if not of and (loss := entropy(sums)) is not None:
+                yield Place(LOSS, of, value), loss
 
     def _one_class(self, window: Window, rows: int, clicks: int) -> list[Alarm]:
         """A window of one class has no AUC, nor has its loss a measure."""
@@ -374,7 +392,7 @@ class Drift:
         scores = sorted(
             ((key, own.score(since.first_row)) for key, own in self._series.items() if key.field), key=lambda one: -abs(one[1])
         )
-        slices, fields = _ranked(scores, (CALIBRATION, LOSS)), _ranked(scores, (MISSING, UNSEEN, INPUTS))
+        slices, fields = _ranked(scores, (CALIBRATION, SLOPE)), _ranked(scores, (MISSING, UNSEEN, INPUTS))
         others = {kind.name: None for kind in KINDS if kind is not place.kind and any(one.kind is kind for one, _ in moved)}
         text = (
             f"{place.kind.name} of {_named(place)} {_number(was)} → {_number(now)} since row {since.first_row:,} "
@@ -394,6 +412,13 @@ def calibration(sums: Sums) -> Value:
     said, clicked = sums.probability_sum + 0.5, sums.click_weight + 0.5
     expected = said * (sums.clicks + 0.5) / clicked if sums.clicks else said     # in clicks, where they weigh otherwise
     return Value(math.log(said / clicked), 1 / math.sqrt(max(expected, sums.clicks, 1.0)))
+
+
+def slope(sums: Sums) -> Value:
+    """By how much log-odds of these examples go up where the model's go up by one, and its standard error: 1 = it is right,
+    less = it overdoes what it tells apart. One Newton step from 1 (slices.slope_terms). A model that is right has it at 1
+    whatever examples come, unlike its loss."""
+    return Value(1 + sums.slope_score / sums.slope_information, 1 / math.sqrt(sums.slope_information))
 
 
 def entropy(sums: Sums) -> Value | None:

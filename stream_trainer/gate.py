@@ -464,7 +464,13 @@ def _said(
     click: NDArray[np.float32], said: NDArray[np.float32], zero: NDArray[np.float32], of_all: NDArray[np.float32]
 ) -> Count:
     """Clicks, for what was said of clicks and of all others. click, zero: what each counts for, zero 0 of clicks."""
-    return Count(float(click.sum()), float(click @ said) + float(zero @ of_all))
+    return Count(float(click.sum()), _total(click, said) + _total(zero, of_all))
+
+
+def _total(weights: NDArray[np.float32], each: NDArray[Any]) -> float:
+    """Σ weights · each. Not by `@`: of more than 10,000 float64 that wakes the threads of BLAS, and they wait for more with a
+    core of their own for 70 ms."""
+    return float((weights * each).sum(dtype=np.float64))
 
 
 def _lost(
@@ -476,7 +482,7 @@ def _lost(
     of_click, of_zero = -np.log(told), -np.log1p(-q)
     entropy = told * of_click - (1 - told) * np.log1p(-told)
     rest = (1 - q) * of_zero - q * np.log(q)
-    return Count(float(click @ of_click) + float(zero @ of_zero), float(click @ entropy) + float(zero @ rest))
+    return Count(_total(click, of_click) + _total(zero, of_zero), _total(click, entropy) + _total(zero, rest))
 
 
 def _ratio(count: Count) -> float:

@@ -77,7 +77,7 @@ class Sampler:
             None if bags.lengths is None else lengths[rows].reshape(-1),
         )
         mask = np.uint64((1 << bits) - 1)
-        unseen = np.isin((some.ids & mask).view(np.int64), first) if len(first) else np.zeros(len(some.ids), np.bool_)
+        unseen = among((some.ids & mask).view(np.int64), first)
         return Sample(some, unseen, said[rows], batch.labels[rows], *when_learnt(batch, rows))
 
 
@@ -90,6 +90,15 @@ def identity(source: NDArray[np.int64], impression: NDArray[np.int64], item: NDA
     mixed ^= mixed >> _HALF
     mixed *= _MIX[2]
     return mixed
+
+
+def among(numbers: NDArray[np.int64], some: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which numbers are some of those: (n,). As np.isin; for a few hundred among a few at less than half its time."""
+    if not len(some):
+        return np.zeros(len(numbers), np.bool_)
+    rising = np.sort(some)
+    found: NDArray[np.bool_] = rising.take(rising.searchsorted(numbers), mode="clip") == numbers
+    return found
 
 
 def together(parts: Sequence[Sample]) -> Sample | None:

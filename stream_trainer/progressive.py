@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 
 from schemas.errors import ShapeError
 from stream_trainer.inputs import Sample, sample_of, state_of, together
-from stream_trainer.losses import clipped, plain_losses
 from stream_trainer.marks import Keys
+from stream_trainer.slices import Scored, auc_by_value
 from stream_trainer.verdicts import Verdicts
 
 Floats = NDArray[np.float32]
@@ -83,8 +83,8 @@ class Rows(NamedTuple):
 class Watcher(Protocol):
     """Takes the rows of each complete window, and has a state that belongs to the same moment as the windows'."""
 
-    def closed(self, window: Window, rows: Rows, sample: Sample | None) -> None:
-        """A window is complete. sample: of what was learnt up to then, since the window before."""
+    def closed(self, window: Window, rows: Rows, scored: Scored, sample: Sample | None) -> None:
+        """A window is complete. scored: its rows. sample: of what was learnt up to then, since the window before."""
 
     def state(self) -> dict[str, NDArray[Any]]:
         """All of it, as arrays whose names begin with watch_."""
@@ -117,17 +117,20 @@ class AtOnce:
 class Tally:
     """Sums of any number of rows in bounded memory. Tallies of parts add up to the whole's.
 
-    sums: as _sums gives them. bins: (2, n), Σ w of non-clicks and of clicks by logit.
+    sums: as in Scored. bins: (2, n), Σ w of non-clicks and of clicks by logit.
     """
 
     def __init__(self, bins: int = BINS) -> None:
         self.sums = np.zeros(5)
         self.bins = np.zeros((2, bins))
 
-    def add(self, probabilities: Floats, labels: Floats, weights: Floats) -> None:
-        """Count rows. (n,) each."""
-        self.sums += _sums(probabilities, labels, weights)
-        self.bins += _binned(probabilities, labels, weights, self.bins.shape[1])
+    def add(self, scored: Scored) -> None:
+        """Count rows."""
+        bins = self.bins.shape[1]
+        place = ((scored.logit + _LOGIT_END) * (bins / (2 * _LOGIT_END))).astype(np.intp)
+        place += bins * scored.clicked
+        self.sums += scored.sums
+        np.add.at(self.bins.reshape(-1), place, scored.weights)
 
     def fade(self, factor: float) -> None:
         """All so far counts for so much less."""
@@ -232,7 +235,7 @@ class Progressive:
         whole = self._complete
         if self._waiting_rows:
             waiting = Tally()
-            waiting.add(*self._open()[:3])
+            waiting.add(Scored.of(*self._open()[:3]))
             whole = whole + waiting
         return whole.figures(0, self.rows)
 
@@ -274,8 +277,7 @@ class Progressive:
         if not self._waiting:
             none = np.empty(0, np.float32)
             return Rows(none, none, none, none, np.empty((0, 0), np.uint64))
-        if len(self._waiting) > 1:
-            self._waiting = [Rows(*(np.concatenate(column) for column in zip(*self._waiting, strict=True)))]
+        self._waiting = [_joined(self._waiting)]
         return self._waiting[0]
 
     def _sampled(self) -> Sample | None:
@@ -291,51 +293,37 @@ class Progressive:
 
     def _close(self) -> None:
         """The window that is full, to be closed by somebody."""
-        rows, first, samples = self._open(), self._first, self._samples
+        parts, first, samples = self._waiting, self._first, self._samples
         self._first += self._waiting_rows
         self._waiting, self._waiting_rows, self._samples = [], 0, []
-        self._doer.give(partial(self._figure_out, first, rows, samples))
+        self._doer.give(partial(self._figure_out, first, parts, samples))
 
-    def _figure_out(self, first_row: int, rows: Rows, samples: list[Sampled]) -> None:
+    def _figure_out(self, first_row: int, parts: list[Rows], samples: list[Sampled]) -> None:
         """On the doer's thread; nobody else touches what it changes before the doer has settled."""
-        window = figures(first_row, *rows[:3])
-        self._complete.add(*rows[:3])
+        rows = _joined(parts)
+        scored = Scored.of(*rows[:3])
+        window = _figures(first_row, scored)
+        self._complete.add(scored)
         if self._watcher is not None:
-            self._watcher.closed(window, rows, together([taken() for taken in samples]))
+            self._watcher.closed(window, rows, scored, together([taken() for taken in samples]))
         self._closed.append(window)
+
+
+def _joined(parts: list[Rows]) -> Rows:
+    """One after the other, at least one."""
+    return parts[0] if len(parts) == 1 else Rows(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
 def figures(first_row: int, probabilities: Floats, labels: Floats, weights: Floats | None = None) -> Window:
     """Exact figures of these rows, at least one."""
     weights = np.ones(len(labels), np.float32) if weights is None else weights
-    weighted = None if bool((weights == 1).all()) else weights
-    auc = auc_by_ranks(probabilities, labels) if weighted is None else _weighted_auc(probabilities, labels, weighted)
-    return _window(first_row, len(labels), _sums(probabilities, labels, weights), auc, 0.0)
+    return _figures(first_row, Scored.of(probabilities, labels, weights))
 
 
-def _weighted_auc(scores: Floats, labels: Floats, weights: Floats) -> float | None:
-    """Of pairs that count for the product of their weights."""
-    _, place = np.unique(scores, return_inverse=True)
-    positive, bins = labels > 0.5, int(place.max()) + 1
-    return auc_of_bins(np.stack([
-        np.bincount(place, np.where(own, weights, 0).astype(np.float64), bins) for own in (~positive, positive)
-    ]))[0]
-
-
-def auc_by_ranks(scores: NDArray[Any], labels: NDArray[Any]) -> float | None:
-    """Chance that a positive scores above a negative, ties counted half; None with one class. scores, labels: (n,).
-
-    By the sum of the positives' ranks (Mann-Whitney), equal scores sharing their mean rank; integers throughout.
-    """
-    positive = labels > 0.5
-    clicks = int(positive.sum())
-    rest = len(labels) - clicks
-    if not clicks or not rest:
-        return None
-    _, place, count = np.unique(scores, return_inverse=True, return_counts=True)
-    twice_rank = 2 * np.cumsum(count) - count + 1                    # of each distinct score: first + last rank of it
-    twice_wins = int(twice_rank[place[positive]].sum()) - clicks * (clicks + 1)
-    return twice_wins / (2 * clicks * rest)
+def _figures(first_row: int, scored: Scored) -> Window:
+    rows = len(scored.said)
+    auc = auc_by_value(scored, np.zeros(rows, np.intp), 1).item()
+    return _window(first_row, rows, scored.sums, None if math.isnan(auc) else auc, 0.0)
 
 
 def auc_of_bins(bins: NDArray[Any]) -> tuple[float | None, float]:
@@ -344,7 +332,7 @@ def auc_of_bins(bins: NDArray[Any]) -> tuple[float | None, float]:
     bins: (2, n), non-clicks and clicks by ascending score. The pairs of a bin, (clicks · non-clicks), are the only ones
     that can be wrong, by half each.
     """
-    rest, clicks = (part.astype(np.float64) for part in bins)
+    rest, clicks = (part.astype(np.float64, copy=False) for part in bins)
     pairs = float(rest.sum()) * float(clicks.sum())
     if not pairs:
         return None, 0.0
@@ -370,19 +358,3 @@ def _window(first_row: int, rows: int, sums: NDArray[np.float64], auc: float | N
         calibration=said / clicked if clicked else None,
         click_rate=rate,
     )
-
-
-def _sums(probabilities: Floats, labels: Floats, weights: Floats) -> NDArray[np.float64]:
-    """Σ w·log loss, Σ w·probabilities, Σ w over clicks, Σ w, clicks."""
-    losses, clicked, w = plain_losses(probabilities, labels), labels > 0.5, weights.astype(np.float64)
-    return np.array(
-        [(w * losses).sum(), (w * probabilities).sum(), (w * clicked).sum(), w.sum(), clicked.sum()], np.float64
-    )
-
-
-def _binned(probabilities: Floats, labels: Floats, weights: Floats, bins: int) -> NDArray[np.float64]:
-    """(2, bins): weights of non-clicks and clicks by logit."""
-    p = clipped(probabilities)
-    logit = np.log(p) - np.log1p(-p)
-    place = ((logit + _LOGIT_END) * (bins / (2 * _LOGIT_END))).astype(np.int64)
-    return np.bincount(place + bins * (labels > 0.5), weights, minlength=2 * bins).reshape(2, bins).astype(np.float64)

@@ -23,7 +23,7 @@ from stream_trainer import slices
 from stream_trainer.inputs import Inputs, Sample
 from stream_trainer.marks import Keys, Marker
 from stream_trainer.progressive import Rows, Tally, Window
-from stream_trainer.slices import Array, ByValue, Scored
+from stream_trainer.slices import Array, ByValue, Codes, Scored
 
 Table = dict[str, Any]         # column → an array or list of one value per line; NaN and None = does not exist
 
@@ -35,12 +35,13 @@ _TALLIES = ("decayed", "served_decayed", "served_lifetime")
 
 COUNTS = ("rows", "clicks", "weight", "click_weight", "loss_sum", "loss_square_sum", "probability_sum")
 FIGURES = ("auc", "click_rate", "log_loss", "normalized_entropy", "calibration")
+SLOPE = ("slope_score", "slope_information")   # of the model before it learnt: slices.slope_terms
 DECILES = ("decile_weight", "decile_probability_sum", "decile_click_weight")
 LONGER = ("auc", "auc_error", "log_loss", "normalized_entropy", "calibration")
 COLUMNS = (
     "first_row", "last_row", "field", "value",
     *(score + name for score in SCORES for name in (*COUNTS, *FIGURES, "group_auc", "groups", *DECILES)),
-    *(f"{name}_{figure}" for name in _TALLIES for figure in LONGER),
+    *SLOPE, *(f"{name}_{figure}" for name in _TALLIES for figure in LONGER),
     *(score + name for score in BESIDE for name in (*COUNTS, *FIGURES)), "reference_version",
 )
 
@@ -74,26 +75,31 @@ class Watch:
         taken, self._tables = self._tables, []
         return taken
 
-    def closed(self, window: Window, rows: Rows, sample: Sample | None) -> None:
+    def closed(self, window: Window, rows: Rows, scored: Scored, sample: Sample | None) -> None:
         """A window is complete."""
         width = 1 + len(self._marker.slices)
-        keys = rows.keys if rows.keys.shape[1] == width else np.zeros((len(rows.labels), width), np.uint64)
+        noted = rows.keys if rows.keys.shape[1] == width else np.zeros((len(rows.labels), width), np.uint64)
+        keys = np.ascontiguousarray(noted.T)
         told = np.isfinite(rows.served)
         all_told = bool(told.all())
-        served = rows if all_told else rows.take(told)
-        self._count(rows, served)
-        scored = {"": Scored.of(*rows[:3]), "served_": Scored.of(served.served, served.labels, served.weights)}
+        some = rows if all_told else rows.take(told)
+        served = Scored.of(some.served, some.labels, some.weights)
+        self._count(scored, served)
+        both = {"": scored, "served_": served}
 
         # 1. The whole window is one slice, then each value of each field.
         fields, values, codes = [""], [""], np.zeros(len(told), np.intp)
-        parts = [{score: slices.by_value(scored[score], codes[told] if score else codes, 1) for score in SCORES}]
+        parts = [{score: slices.by_value(both[score], codes[told] if score else codes, 1) for score in SCORES}]
+        terms = slices.slope_terms(scored)
+        slopes = [[np.array([term.sum()]) for term in terms]]
         for place, spec in enumerate(self._marker.slices):
-            found, codes, more = slices.most_frequent(keys[:, 1 + place], self._config.slice_values)
+            found, codes, more = slices.most_frequent(keys[1 + place], self._config.slice_values)
             names = [self._marker.name(place, int(key)) for key in found] + ([OTHERS] if more else [])
             fields += [spec.name] * len(names)
             values += names
             own = {"": codes, "served_": codes if all_told else codes[told]}
-            parts.append({score: slices.by_value(scored[score], own[score], len(names)) for score in SCORES})
+            parts.append({score: slices.by_value(both[score], own[score], len(names)) for score in SCORES})
+            slopes.append([np.bincount(codes, term, len(names)) for term in terms])
         lines = len(fields)
         table: Table = {
             "first_row": np.full(lines, window.first_row), "last_row": np.full(lines, window.last_row),
@@ -101,14 +107,16 @@ class Watch:
         }
         for score in SCORES:
             table |= _columns(score, [part[score] for part in parts])
+        table |= {name: np.concatenate(sums) for name, sums in zip(SLOPE, zip(*slopes, strict=True), strict=True)}
         for name in FIGURES:
             figure = getattr(window, name)     # the same, to the last bit
             table[name][0] = np.nan if figure is None else figure
 
         # 2. What the whole window's line has besides.
+        named, codes = slices.grouped(keys[0])
         whole = {
-            **_whole("", scored[""], keys[:, 0]), **_whole("served_", scored["served_"], keys[told, 0]), **self._longer(),
-            **self._beside(sample),
+            **_whole("", scored, named, codes), **_whole("served_", served, named, codes if all_told else codes[told]),
+            **self._longer(), **self._beside(sample),
         }
         self._told(
             table | {name: [figure] + [None] * (lines - 1) for name, figure in whole.items()},
@@ -130,13 +138,13 @@ class Watch:
             found |= {name: column[0].item() for name, column in columns.items()}
         return found | {"reference_version": self.reference.version}
 
-    def _count(self, rows: Rows, served: Rows) -> None:
-        factor = 2.0 ** (-len(rows.labels) / self._config.half_life_rows)
+    def _count(self, scored: Scored, served: Scored) -> None:
+        factor = 2.0 ** (-len(scored.said) / self._config.half_life_rows)
         for name in ("decayed", "served_decayed"):
             self._tallies[name].fade(factor)
-        self._tallies["decayed"].add(*rows[:3])
+        self._tallies["decayed"].add(scored)
         for name in ("served_decayed", "served_lifetime"):
-            self._tallies[name].add(served.served, served.labels, served.weights)
+            self._tallies[name].add(served)
 
     def _longer(self) -> dict[str, float | None]:
         found: dict[str, float | None] = {}
@@ -164,9 +172,9 @@ class Watch:
         self._tables = []
 
 
-def _whole(score: str, scored: Scored, groups: Keys) -> Mapping[str, Any]:
-    """What only a whole window has, for one score."""
-    auc, count = slices.group_auc(scored, groups)
+def _whole(score: str, scored: Scored, named: Keys, groups: Codes) -> Mapping[str, Any]:
+    """What only a whole window has, for one score. named, groups: as group_auc takes them."""
+    auc, count = slices.group_auc(scored, named, groups)
     tenths = zip(DECILES, slices.deciles(scored), strict=True)
     return {f"{score}group_auc": auc, f"{score}groups": count, **{score + name: tenth.tolist() for name, tenth in tenths}}
 

@@ -18,7 +18,7 @@ from schemas.models import MODELS
 from schemas.snapshot import chain
 from scorer.answers.engine import Blueprint, Engine, load
 from stream_trainer.learner import Diverged, Learner
-from stream_trainer.progressive import Progressive, auc_by_ranks
+from stream_trainer.progressive import Progressive, figures
 from stream_trainer.publisher import Publisher
 from stream_trainer.store import SnapshotStore
 
@@ -124,7 +124,7 @@ def test_it_learns_survives_a_kill_and_is_served(variant: tuple[dict[str, Any], 
     whole = Trainer(tmp_path / "whole", model, learn)
     said = whole.learn(BATCHES)
     labels = np.concatenate([batch(number)[1] for number in range(BATCHES)])
-    auc = auc_by_ranks(said[-2500:], labels[-2500:])
+    auc = figures(0, said[-2500:], labels[-2500:]).auc
     assert auc is not None
     assert auc > 0.65
 
@@ -208,7 +208,7 @@ def test_a_cross_is_learnt_and_served(tmp_path: Path) -> None:
     def last_auc(trainer: Trainer, until: int = 120) -> float:
         said = np.concatenate([trainer.learner.learn(*pair_batch(number)) for number in range(until)])
         labels = np.concatenate([pair_batch(number)[1] for number in range(until)])
-        found = auc_by_ranks(said[-2000:], labels[-2000:])
+        found = figures(0, said[-2000:], labels[-2000:]).auc
         assert found is not None
         return found
 

@@ -20,16 +20,19 @@ def true(said: Array, _codes: Mapping[str, NDArray[np.int64]]) -> Array:
 
 def window(
     rng: np.random.Generator, first_row: int, *, rows: int = 20_000, slices: Mapping[str, int] | None = None,
-    truth: Truth = true, rate: float = 0.1,
+    truth: Truth = true, rate: float = 0.1, model: Truth = true,
 ) -> Table:
-    """A window of examples whose model says Beta-distributed probabilities of mean `rate`. slices: field → how many values,
-    the later the rarer."""
+    """A window of examples whose model says Beta-distributed probabilities of mean `rate`, or what `model` makes of them.
+    slices: field → how many values, the later the rarer."""
     said = rng.beta(1.0, 1.0 / rate - 1, rows).clip(1e-6, 1 - 1e-6)
     codes = {
         name: rng.choice(values, rows, p=1 / np.arange(1, values + 1) / (1 / np.arange(1, values + 1)).sum())
         for name, values in (slices or {}).items()
     }
+    said = model(said, codes)
     clicked = rng.random(rows) < truth(said, codes)
+    variance, logit = said * (1 - said), np.log(said / (1 - said))
+    off = logit - (variance * logit).sum() / variance.sum()
     losses = -np.log(np.where(clicked, said, 1 - said))
     lines: list[tuple[str, str, NDArray[np.bool_]]] = [("", "", np.ones(rows, np.bool_))]
     for name, own in codes.items():
@@ -44,6 +47,8 @@ def window(
         "loss_sum": np.array([losses[which].sum() for _, _, which in kept]),
         "loss_square_sum": np.array([(losses[which] ** 2).sum() for _, _, which in kept]),
         "probability_sum": np.array([said[which].sum() for _, _, which in kept]),
+        "slope_score": np.array([((clicked - said) * off)[which].sum() for _, _, which in kept]),
+        "slope_information": np.array([(variance * off**2)[which].sum() for _, _, which in kept]),
     }
 
 

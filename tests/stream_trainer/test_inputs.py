@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from sklearn.metrics import log_loss, roc_auc_score
 
 from schemas import fields
@@ -18,7 +20,7 @@ from schemas.config import LearnConfig, MetricsConfig, ModelConfig, SnapshotConf
 from schemas.errors import ConfigError, SchemaError
 from schemas.examples import Examples, Stage, after_all_of, empty_ends
 from schemas.hashing import hash_missing
-from stream_trainer.inputs import FIELD_COLUMNS, Sampler, identity, stability
+from stream_trainer.inputs import FIELD_COLUMNS, Sampler, among, identity, stability
 from stream_trainer.intake import Batch, Intake
 from stream_trainer.learner import Learner
 from stream_trainer.marks import KNOWN, NEW, Marker
@@ -198,6 +200,13 @@ def test_fields_are_counted_as_written_out() -> None:
     excess = (found["psi"] / found["psi_chance"]).groupby("field").max()
     assert excess.idxmax() == "price"
     assert excess["price"] > 3 * excess.drop("price").max()
+
+
+@given(st.lists(st.integers(0, 30), max_size=20), st.lists(st.integers(0, 30), max_size=8))
+def test_among_is_what_numpy_says(numbers: list[int], some: list[int]) -> None:
+    """Also of none, and where some come twice."""
+    one, other = np.array(numbers, np.int64), np.array(some, np.int64)
+    np.testing.assert_array_equal(among(one, other), np.isin(one, other))
 
 
 def test_nobody_moved_is_what_chance_makes() -> None:

@@ -16,7 +16,7 @@ from schemas.errors import ConfigError, ShapeError, SnapshotError
 from schemas.fields import FieldSchema, parse
 from schemas.models import build
 from stream_trainer.learner import Diverged, Learner
-from stream_trainer.progressive import auc_by_ranks
+from stream_trainer.progressive import figures
 
 ONE_HOT = parse(
     {"field": [{"name": f"f{n}", "number": n, "kind": "categorical", "side": "item"} for n in (1, 2, 3)]}, "test"
@@ -178,7 +178,7 @@ def test_it_learns_what_is_there_to_learn() -> None:
     said = np.concatenate(
         [learner.learn(bags.slice(at, at + 100), labels[at : at + 100]) for at in range(0, 20_000, 100)]
     )
-    last, first = auc_by_ranks(said[15_000:], labels[15_000:]), auc_by_ranks(said[:2000], labels[:2000])
+    last, first = figures(0, said[15_000:], labels[15_000:]).auc, figures(0, said[:2000], labels[:2000]).auc
     assert last is not None
     assert first is not None
     assert last > 0.74 > first

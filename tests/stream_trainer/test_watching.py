@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss, roc_auc_score
 
 from schemas import fields
@@ -103,6 +104,24 @@ def test_every_slice_agrees_with_scikit_learn(weighted: bool, told: float) -> No
     assert unnamed == f"#{slice_id(SCHEMA.fields[1], 'DK'):016x}"
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_calibration_slope_of_each_slice_is_that_of_a_logistic_regression(weighted: bool) -> None:
+    """1 + score / information, to what one Newton step is off, is scikit-learn's coefficient of the clicks on the log-odds that
+    were said; and both sums of a field's values are those of the whole."""
+    made = Made(40_000, weighted=weighted)
+    logit = 0.75 * np.log(made.said / (1 - made.said))     # the noise of what was said makes it overdo by a third
+    made.said = (1 / (1 + np.exp(-logit))).astype(np.float32)
+    table = made.table().set_index(["field", "value"])
+    masks = {("", ""): made.position > 0, ("country", "NO"): made.country == "NO", ("position", "2"): made.position == 2}
+    for named, rows in masks.items():
+        fitted = LogisticRegression(C=np.inf).fit(logit[rows].reshape(-1, 1), made.labels[rows], made.weights[rows])
+        slope = 1 + table.loc[named, "slope_score"] / table.loc[named, "slope_information"]
+        assert slope == pytest.approx(fitted.coef_[0, 0], abs=0.02), named
+    for column in ("slope_score", "slope_information"):
+        for field in ("country", "position"):
+            assert table.loc[field, column].sum() == pytest.approx(table.loc[("", ""), column], rel=1e-9)
+
+
 def test_auc_within_groups_is_the_weighted_mean_of_scikit_learns() -> None:
     """Slates of one class are left out; each other counts by the weight of its rows."""
     made = Made(3000, weighted=True)
@@ -115,7 +134,7 @@ def test_auc_within_groups_is_the_weighted_mean_of_scikit_learns() -> None:
     whole = made.table().iloc[0]
     assert whole["group_auc"] == pytest.approx(sums / weight, abs=1e-9)
     assert whole["groups"] == count
-    nobody = slices.group_auc(slices.Scored.of(*made.rows[:3]), np.full(3000, NOTHING, np.uint64))
+    nobody = slices.group_auc(slices.Scored.of(*made.rows[:3]), *slices.grouped(np.full(3000, NOTHING, np.uint64)))
     assert nobody == (None, 0)
 
 
@@ -139,6 +158,28 @@ def test_equal_scores_are_not_torn_apart() -> None:
     whole = made.table().iloc[0]
     assert whole["decile_weight"] == [0, 0, 0, 0, 0, 100, 0, 0, 0, 0]
     assert whole["auc"] == 0.5
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.booleans(), st.integers(0, 3)), min_size=1, max_size=30))
+def test_deciles_are_the_written_out_loop_where_scores_are_equal(rows: list[tuple[int, bool, int]]) -> None:
+    """Rows of one score go together to the tenth that the middle of their weight lies in, whatever they weigh."""
+    scores, clicked, weights = (np.array(column, np.float32) for column in zip(*rows, strict=True))
+    total = sum(weight for _, _, weight in rows) or 1
+    wanted, below = np.zeros((3, 10)), 0
+    for score in sorted({score for score, _, _ in rows}):
+        mine = [(click, weight) for other, click, weight in rows if other == score]
+        weight = sum(weight for _, weight in mine)
+        tenth = min(int((below + weight / 2) * 10 / total), 9)
+        wanted[:, tenth] += weight, weight * score / 8, sum(weight for click, weight in mine if click)
+        below += weight
+    np.testing.assert_allclose(slices.deciles(slices.Scored.of(scores / np.float32(8), clicked, weights)), wanted, atol=1e-12)
+
+
+@given(st.lists(st.floats(-0.0, 1, width=32), max_size=40))
+def test_scores_in_order_are_those_of_numpy(scores: list[float]) -> None:
+    """Of all floats from 0 to 1, −0 and the smallest included, in the order of rows where they are equal."""
+    said = np.array(scores * 2, np.float32)
+    np.testing.assert_array_equal(slices.by_score(said), np.argsort(said, kind="stable"))
 
 
 @settings(max_examples=40)
@@ -172,9 +213,9 @@ def test_the_parts_make_the_whole_in_any_order() -> None:
         setattr(shuffled, name, getattr(made, name)[order])
     pd.testing.assert_frame_equal(shuffled.table(), whole, rtol=1e-12, check_exact=False)
     parts, one = [Tally(1 << 12) for _ in range(3)], Tally(1 << 12)
-    one.add(*made.rows[:3])
+    one.add(slices.Scored.of(*made.rows[:3]))
     for part, start in zip(parts, range(0, 6000, 2000), strict=True):
-        part.add(*made.rows.take(slice(start, start + 2000))[:3])
+        part.add(slices.Scored.of(*made.rows.take(slice(start, start + 2000))[:3]))
     together = (parts[0] + parts[1] + parts[2]).figures(0, 6000)
     assert together.auc == one.figures(0, 6000).auc
     assert together.log_loss == pytest.approx(one.figures(0, 6000).log_loss, abs=1e-12)
@@ -230,10 +271,10 @@ def test_values_beyond_the_most_frequent_are_counted_together() -> None:
 def test_distinct_keys_are_those_of_numpy(keys: list[int], close: bool) -> None:
     """Also where hashes agree in their upper bits."""
     given_keys = np.array([key & 0xFFFF if close else key for key in keys] * 2, np.uint64)
-    values, codes = slices.distinct(given_keys)
     wanted, inverse = np.unique(given_keys, return_inverse=True)
-    np.testing.assert_array_equal(values, wanted)
-    np.testing.assert_array_equal(codes, inverse)
+    for values, codes in (slices.distinct(given_keys), slices.grouped(given_keys)):
+        np.testing.assert_array_equal(values, wanted)
+        np.testing.assert_array_equal(codes, inverse)
 
 
 def test_keys_are_the_ids_that_the_encoder_made() -> None:
