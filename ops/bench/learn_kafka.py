@@ -13,9 +13,10 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,7 @@ class FromKafka:
     """A broker with examples in it, and trainers that learn them, one after the other."""
 
     def __init__(self, loaded: Loaded, folder: Path, model: Mapping[str, Any], say: Callable[[str], None]) -> None:
-        """folder: holds the generated rows. model: settings of the trainer."""
+        """folder: holds the generated rows and their schema. model: settings of the trainer; may name another schema."""
         self._loaded, self._folder, self._model, self._say = loaded, folder, model, say
         self._name = f"bench-{secrets.token_hex(3)}"
         self._bootstrap: str | None = None
@@ -50,16 +51,20 @@ class FromKafka:
         self._broker_pid: int | None = None
 
     @contextmanager
-    def broker(self, examples: int) -> Iterator[None]:
-        """Kafka of our own, or the one that FRESHET_KAFKA names, with so many examples written, maybe none. Raises
-        BrokerError."""
+    def broker(self, examples: int, values: Iterable[bytes] | None = None) -> Iterator[None]:
+        """Kafka of our own, or the one that FRESHET_KAFKA names, with so many examples written, maybe none. values: records
+        that hold them; None = of the generated rows. Raises BrokerError."""
         node = None
         try:
             if broker_is_ours(self._loaded, os.environ):
                 node = start_broker(self._folder / "broker")
                 self._bootstrap, self._broker_pid = node.bootstrap, node.pid
             if examples:
-                self._write(examples // RECORD_ROWS)
+                if values is None:
+                    rows, records = Rows(self._folder), examples // RECORD_ROWS
+                    values = (record(rows, number, ends=number == records - 1) for number in range(records))
+                    examples = records * RECORD_ROWS
+                self._write(values, examples)
             yield
         finally:
             if node is not None:
@@ -110,11 +115,14 @@ class FromKafka:
         )
         return found
 
-    def run(self, threads: int) -> dict[str, Any]:
+    def run(
+        self, threads: int, name: str = "learn", own: Mapping[str, Any] = MappingProxyType({}), after: int = 0
+    ) -> dict[str, Any]:
         """Examples a second that a new trainer learnt, how many cores it and the broker took, and what share of the time its
-        learner waited for examples. Raises TurnFailed."""
-        name = f"learn{threads}"
-        loaded = self._with(name, threads)
+        learner waited for examples. name: of this run, once in a bench; own: settings of it alone; after: of the first so many
+        examples nothing is counted. Raises TurnFailed."""
+        name = f"{name}{threads}"
+        loaded = self._with(name, threads, own=own)
         settings = loaded.settings
         journal = settings.metrics_dir / "trainer.jsonl"
         seen: list[tuple[int, float, float, float, float]] = []  # examples; seconds: clock, CPU of trainer, of broker, idle
@@ -134,6 +142,9 @@ class FromKafka:
                     )
         # What the first second learnt was waiting already, and the end waits for a last version: where there are enough
         # lines between, those two are left out.
+        seen = [one for one in seen if one[0] >= after]
+        if len(seen) < 2:
+            raise TurnFailed(f"{len(seen)} status lines from example {after:,} to {self._examples:,}: give the trainer more")
         first, last = (seen[1], seen[-2]) if len(seen) > 4 else (seen[0], seen[-1])
         examples, seconds, *spent = (after - before for before, after in zip(first, last, strict=True))
         trainer, broker, idle = (part / seconds for part in spent)
@@ -161,12 +172,14 @@ class FromKafka:
             end(child, STOP_TIMEOUT_S)
             shutil.rmtree(loaded.settings.store_dir, ignore_errors=True)
 
-    def _with(self, name: str, threads: int = 1, bits: int | None = None) -> Loaded:
+    def _with(
+        self, name: str, threads: int = 1, bits: int | None = None, own: Mapping[str, Any] = MappingProxyType({})
+    ) -> Loaded:
         """Settings of a model that has learnt nothing yet."""
         own = {
-            **self._model, "kafka.prefix": f"{self._name}-", "kafka.example_partitions": 1, "kafka.event_partitions": 1,
-            "model.name": f"{self._name}-{name}", "model.schema": self._folder / "schema.toml", "learn.threads": threads,
-            "var": self._folder / "var",
+            "model.schema": self._folder / "schema.toml", **self._model, **own, "kafka.prefix": f"{self._name}-",
+            "kafka.example_partitions": 1, "kafka.event_partitions": 1, "model.name": f"{self._name}-{name}",
+            "learn.threads": threads, "var": self._folder / "var",
         }
         if bits is not None:
             own["model.bits"] = bits
@@ -177,20 +190,19 @@ class FromKafka:
         }
         return load(self._loaded.file, [f"{key}={value}" for key, value in flags.items()], os.environ)
 
-    def _write(self, records: int) -> None:
-        rows, settings, failed = Rows(self._folder), self._with("any").settings, list[BaseException]()
+    def _write(self, values: Iterable[bytes], examples: int) -> None:
+        settings, failed = self._with("any").settings, list[BaseException]()
         ensure_topics(settings)
         sender = producer(settings.kafka, "bench")
         try:
-            for number in range(records):
-                value = record(rows, number, ends=number == records - 1)
+            for value in values:
                 sender.send(settings.kafka.topic("examples"), value, partition=0).add_errback(failed.append)
             sender.flush(timeout=120)
         finally:
             sender.close(timeout=10)
         if failed:
             raise BrokerError(f"the broker did not take a record: {failed[0]}") from failed[0]
-        self._examples = records * RECORD_ROWS
+        self._examples = examples
         self._say(f"from Kafka: {self._examples:,} examples written")
 
     def _drop_topics(self) -> None:
