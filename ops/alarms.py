@@ -8,7 +8,7 @@ from typing import Any
 
 from schemas.config import Settings
 from schemas.journal import newest_rows
-from stream_trainer.alarms import EVENT, LOOKED_AT_BYTES
+from stream_trainer.watching.alarms import EVENT, LOOKED_AT_BYTES
 
 Row = dict[str, Any]
 

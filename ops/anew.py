@@ -17,7 +17,7 @@ from schemas.config import Settings
 from schemas.errors import BadEvent, BrokerError
 from schemas.events import Action, Impression, time_text
 from schemas.proto import events_pb2
-from stream_trainer.join import ANEW, parsed
+from stream_trainer.joining.join import ANEW, parsed
 
 HEADER = "freshet-anew"      # of their records: the place they came from
 

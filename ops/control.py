@@ -16,7 +16,7 @@ from ops.watch import wait_for_order
 from schemas.config import Settings
 from schemas.control import ControlError, Order, decode, encode
 from schemas.errors import BrokerError
-from stream_trainer.control import Given
+from stream_trainer.publishing.control import Given
 
 SEND_TIMEOUT_S = 40.0   # kafka-python wants it above its request timeout, 30 s
 READ_TIMEOUT_S = 30.0

@@ -123,7 +123,7 @@ def _schema(settings: Settings) -> Iterator[Finding]:
 def _memory(settings: Settings) -> Iterator[Finding]:
     """What a row takes, and the tables, once every row was touched, against the memory that is there now."""
     from schemas import fields
-    from stream_trainer.memory import row_floats, wanted
+    from stream_trainer.learning.memory import row_floats, wanted
 
     try:
         schema = fields.load(settings.model.schema)

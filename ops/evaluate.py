@@ -18,12 +18,12 @@ from ops.formats import Broken, EventRecord
 from schemas import fields
 from schemas.config import Settings
 from schemas.errors import ConfigError, FreshetError
-from stream_trainer.join import DeadLetter
-from stream_trainer.learner import Learner
-from stream_trainer.memory import check_learner
-from stream_trainer.progressive import Progressive, Window, figures
+from stream_trainer.joining.join import DeadLetter
+from stream_trainer.learning.learner import Learner
+from stream_trainer.learning.memory import check_learner
 from stream_trainer.training import Training
-from stream_trainer.verdicts import Judged, Verdicts, joined
+from stream_trainer.watching.progressive import Progressive, Window, figures
+from stream_trainer.watching.verdicts import Judged, Verdicts, joined
 
 DAY_US = 86_400_000_000
 Floats = NDArray[np.float32]

@@ -19,9 +19,9 @@ from schemas.config import Settings
 from schemas.errors import BadEvent, ConfigError
 from schemas.events import Impression, encoded
 from schemas.fields import FieldSchema, Slate
-from stream_trainer.corrections import SecondPass
-from stream_trainer.intake import Intake
-from stream_trainer.join import BEGINNING, JoinCore
+from stream_trainer.joining.corrections import SecondPass
+from stream_trainer.joining.join import BEGINNING, JoinCore
+from stream_trainer.learning.intake import Intake
 
 PIECE_EVENTS = 256  # read at once: the join's records are cut by count, so it changes nothing
 

@@ -11,12 +11,12 @@ from schemas import fields
 from schemas.config import Settings
 from schemas.errors import ConfigError, SnapshotError
 from schemas.snapshot import Manifest, model_identity
-from stream_trainer.guard import Guard
-from stream_trainer.learner import Learner
-from stream_trainer.memory import check_learner
-from stream_trainer.progressive import Progressive
-from stream_trainer.publisher import Publisher, training_of
+from stream_trainer.learning.guard import Guard
+from stream_trainer.learning.learner import Learner
+from stream_trainer.learning.memory import check_learner
+from stream_trainer.publishing.publisher import Publisher, training_of
 from stream_trainer.store import SnapshotStore
+from stream_trainer.watching.progressive import Progressive
 
 
 @dataclass(frozen=True, slots=True)

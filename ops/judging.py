@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.errors import ShapeError
-from stream_trainer.losses import plain_losses
+from stream_trainer.learning.losses import plain_losses
 
 Array = NDArray[np.float64]
 Interval = tuple[float, float]

@@ -19,8 +19,8 @@ from schemas.config import LearnConfig, ModelConfig
 from schemas.errors import BadEvent, FreshetError
 from schemas.fields import FieldSchema, log_bin, parse
 from schemas.hashing import canonical, hash_missing, hash_value
-from stream_trainer.guard import Guard
-from stream_trainer.learner import Learner
+from stream_trainer.learning.guard import Guard
+from stream_trainer.learning.learner import Learner
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -19,14 +19,14 @@ from schemas import fields
 from schemas.config import Settings
 from schemas.errors import ConfigError
 from schemas.snapshot import Manifest
-from stream_trainer.guard import Guard
-from stream_trainer.join import DeadLetter
-from stream_trainer.learner import Learner
-from stream_trainer.memory import check_learner
-from stream_trainer.progressive import Progressive, Window
-from stream_trainer.publisher import Publisher
+from stream_trainer.joining.join import DeadLetter
+from stream_trainer.learning.guard import Guard
+from stream_trainer.learning.learner import Learner
+from stream_trainer.learning.memory import check_learner
+from stream_trainer.publishing.publisher import Publisher
 from stream_trainer.store import SnapshotStore
 from stream_trainer.training import Training
+from stream_trainer.watching.progressive import Progressive, Window
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -20,7 +20,7 @@ from typing import Any
 from schemas import fields
 from schemas.config import Settings, the_one
 from schemas.errors import ConfigError
-from stream_trainer.marks import slice_id
+from stream_trainer.watching.marks import slice_id
 
 LEAST_CLICKS = 20    # on either side, for a difference to be looked at
 _SUMS = ("rows", "clicks", "weight", "click_weight", "loss_sum", "loss_square_sum", "probability_sum")

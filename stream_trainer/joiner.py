@@ -1,4 +1,4 @@
-"""The joiner's process: events in, examples and dead letters out, over the pure join of stream_trainer/join.py.
+"""The joiner's process: events in, examples and dead letters out, over the pure join of stream_trainer/joining/join.py.
 
 What is held in memory is only what the log from the committed offset on leads to. So every assignment forgets all and reads
 from there, and the order of each commit is: (1) take the low offsets, (2) wait until all that was emitted before is
@@ -25,14 +25,16 @@ from schemas.echo import TrainingFields, to_bags
 from schemas.errors import BadEvent, BrokerError
 from schemas.events import Impression, Tick, encoded, tick_bytes
 from schemas.journal import Journal
-from stream_trainer import exposition, faust_driver, health, pulse
-from stream_trainer.alarms import Alarms
-from stream_trainer.corrections import SECOND
-from stream_trainer.corrector import Corrector
+from stream_trainer import faust_driver
 from stream_trainer.faust_driver import Kafka, Position, Record
-from stream_trainer.holding import Holding
-from stream_trainer.join import BEGINNING, NO_TIME, DeadLetter, JoinCore, Low
+from stream_trainer.joining import pulse
+from stream_trainer.joining.corrections import SECOND
+from stream_trainer.joining.corrector import Corrector
+from stream_trainer.joining.holding import Holding
+from stream_trainer.joining.join import BEGINNING, NO_TIME, DeadLetter, JoinCore, Low
 from stream_trainer.slots import take_slot
+from stream_trainer.watching import exposition, health
+from stream_trainer.watching.alarms import Alarms
 
 KEPT_BYTES = 256 << 10   # of an unusable record; the source offset finds the rest
 STATUS_EVERY_S = 1.0

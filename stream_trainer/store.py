@@ -41,7 +41,7 @@ from schemas.snapshot import (
     unpack,
     weights_digest,
 )
-from stream_trainer.distinct import distinct
+from stream_trainer.learning.distinct import distinct
 
 BATCH_BYTES = 4 << 20  # a snapshot larger than this is written in several batches: 8 MB take a third longer in one
 

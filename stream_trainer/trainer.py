@@ -33,19 +33,19 @@ from schemas.errors import BrokerError, SnapshotError
 from schemas.examples import Cursor, Examples, ExamplesError, decode
 from schemas.journal import Journal
 from stream_trainer import faust_driver
-from stream_trainer.branch import go_back, told
-from stream_trainer.control import Control, Given
 from stream_trainer.faust_driver import Kafka, Position, Record
-from stream_trainer.gate import Gate
-from stream_trainer.guard import Guard
-from stream_trainer.intake import Batch, Intake
-from stream_trainer.learner import Learner
-from stream_trainer.lookout import Lookout
-from stream_trainer.memory import check_learner
-from stream_trainer.publisher import Publisher
+from stream_trainer.learning.guard import Guard
+from stream_trainer.learning.intake import Batch, Intake
+from stream_trainer.learning.learner import Learner
+from stream_trainer.learning.memory import check_learner
+from stream_trainer.publishing.branch import go_back, told
+from stream_trainer.publishing.control import Control, Given
+from stream_trainer.publishing.gate import Gate
+from stream_trainer.publishing.publisher import Publisher
 from stream_trainer.slots import take_slot
 from stream_trainer.store import SnapshotStore
 from stream_trainer.training import Training
+from stream_trainer.watching.lookout import Lookout
 
 WAITING_RECORDS = 64       # handed over and not learnt: about 64,000 examples, a second's work
 TRACES_PER_VERSION = 32    # clicks followed from their event to the score that used them

@@ -10,13 +10,13 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from stream_trainer.guard import Divergence, Guard
-from stream_trainer.inputs import Sampler
-from stream_trainer.intake import Batch, Intake
-from stream_trainer.learner import Learner
-from stream_trainer.marks import Marker
-from stream_trainer.progressive import Progressive, Window
-from stream_trainer.verdicts import Judged
+from stream_trainer.learning.guard import Divergence, Guard
+from stream_trainer.learning.intake import Batch, Intake
+from stream_trainer.learning.learner import Learner
+from stream_trainer.watching.inputs import Sampler
+from stream_trainer.watching.marks import Marker
+from stream_trainer.watching.progressive import Progressive, Window
+from stream_trainer.watching.verdicts import Judged
 
 log = structlog.get_logger()
 

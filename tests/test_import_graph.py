@@ -26,13 +26,17 @@ FOLDERS = {
     "scorer/ports": set(),
     "scorer/client": {"ports"},
     "scorer/versions": {"answers"},
+    "stream_trainer/joining": set(),
+    "stream_trainer/learning": set(),
+    "stream_trainer/watching": {"learning"},
+    "stream_trainer/publishing": {"learning", "watching"},
 }
 
 # Each outside thing is touched in these files alone (a folder ends in a slash). What is not listed, any file may use.
 ONLY_IN = {
     "faust": ["stream_trainer/faust_driver.py"],
     "mode": ["stream_trainer/faust_driver.py"],
-    "aiokafka": ["stream_trainer/faust_driver.py", "stream_trainer/again.py"],
+    "aiokafka": ["stream_trainer/faust_driver.py", "stream_trainer/joining/again.py"],
     "kafka": ["ops/", "scorer/"],
     # The one that writes, the one that reads, and the one that writes what came from another machine's.
     "rocksdict": ["stream_trainer/store.py", "scorer/versions/reader.py", "scorer/versions/replica.py"],
@@ -40,12 +44,12 @@ ONLY_IN = {
              "schemas/proto/", "ops/bench/score_child.py", "ops/bench/peers/mlserver.py"],
     "grpc_health": ["scorer/client/clients.py", "scorer/ports/health.py", "scorer/worker.py", "scorer/operators.py"],
     "grpc_reflection": ["scorer/worker.py", "scorer/operators.py"],
-    "pyarrow": ["stream_trainer/metric_log.py", "stream_trainer/looking_back.py", "ops/"],
+    "pyarrow": ["stream_trainer/watching/metric_log.py", "stream_trainer/watching/looking_back.py", "ops/"],
     "typer": ["ops/"],
     "rich": ["ops/"],
     "honcho": ["ops/run.py"],
     "nicegui": ["ops/dashboard/panels.py", "ops/dashboard/server.py"],
-    "river": ["stream_trainer/drift.py", "ops/river_estimator.py", "ops/bench/detectors.py"],
+    "river": ["stream_trainer/watching/drift.py", "ops/river_estimator.py", "ops/bench/detectors.py"],
 }
 
 # The only file that holds a gRPC servicer of ours.
@@ -53,19 +57,19 @@ SERVICER = "scorer/answers/service.py"
 
 # Values in, values out: these use nothing from outside but what stands beside them, and no clock, chance or I/O.
 PURE = {
-    "stream_trainer/join.py": {"numpy"},
-    "stream_trainer/learner.py": {"numpy", "torch"},
-    "stream_trainer/optimisers.py": {"torch"},
-    "stream_trainer/progressive.py": {"numpy"},
-    "stream_trainer/marks.py": {"numpy"},
-    "stream_trainer/slices.py": {"numpy"},
-    "stream_trainer/watching.py": {"numpy"},
-    "stream_trainer/drift.py": {"numpy", "river"},
-    "stream_trainer/gate.py": {"numpy", "orjson"},
-    "stream_trainer/plausible.py": {"numpy"},
-    "stream_trainer/inputs.py": {"numpy"},
-    "stream_trainer/health.py": set(),
-    "stream_trainer/table.py": {"numpy", "torch"},
+    "stream_trainer/joining/join.py": {"numpy"},
+    "stream_trainer/learning/learner.py": {"numpy", "torch"},
+    "stream_trainer/learning/optimisers.py": {"torch"},
+    "stream_trainer/watching/progressive.py": {"numpy"},
+    "stream_trainer/watching/marks.py": {"numpy"},
+    "stream_trainer/watching/slices.py": {"numpy"},
+    "stream_trainer/watching/watch.py": {"numpy"},
+    "stream_trainer/watching/drift.py": {"numpy", "river"},
+    "stream_trainer/publishing/gate.py": {"numpy", "orjson"},
+    "stream_trainer/publishing/plausible.py": {"numpy"},
+    "stream_trainer/watching/inputs.py": {"numpy"},
+    "stream_trainer/watching/health.py": set(),
+    "stream_trainer/learning/table.py": {"numpy", "torch"},
     "schemas/hashing.py": {"numpy", "xxhash"},
     "schemas/models/": {"numpy", "torch"},
 }

@@ -20,8 +20,8 @@ from schemas import fields
 from schemas.config import Settings
 from schemas.errors import ConfigError
 from schemas.fields import FieldSchema
-from stream_trainer.alarms import Alarm
-from stream_trainer.marks import slice_id
+from stream_trainer.watching.alarms import Alarm
+from stream_trainer.watching.marks import slice_id
 
 # An app store that stands still but for its apps, which are born and die: slates of four make many events of few examples.
 STORE = StoreOptions(slate=4, candidates=4, drift_days=1e6)

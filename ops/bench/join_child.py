@@ -22,7 +22,8 @@ from ops.settings import load
 from schemas import examples, fields
 from schemas.config import Settings
 from schemas.events import Impression
-from stream_trainer import faust_driver, join, joiner
+from stream_trainer import faust_driver, joiner
+from stream_trainer.joining import join
 
 STAGES = ("fetch", "parse", "encode_ids", "join", "encode_examples", "send", "commit")
 

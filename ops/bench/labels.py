@@ -31,11 +31,11 @@ from schemas.config import JoinConfig, JoinMode, Settings
 from schemas.errors import BadEvent, ConfigError
 from schemas.events import Action, Impression, encoded, parse, time_text
 from schemas.fields import FieldSchema
-from stream_trainer.corrections import SecondPass
-from stream_trainer.intake import Intake
-from stream_trainer.join import BEGINNING, JoinCore
-from stream_trainer.learner import Learner
-from stream_trainer.progressive import figures
+from stream_trainer.joining.corrections import SecondPass
+from stream_trainer.joining.join import BEGINNING, JoinCore
+from stream_trainer.learning.intake import Intake
+from stream_trainer.learning.learner import Learner
+from stream_trainer.watching.progressive import figures
 
 Floats = NDArray[np.float32]
 

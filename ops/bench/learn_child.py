@@ -23,15 +23,15 @@ from schemas import fields
 from schemas.bags import Bags, Floats
 from schemas.config import Settings, Source, build
 from schemas.examples import End, Ends, Examples, after_all_of, decode, empty_ends, encode
-from stream_trainer import learner as learner_module
-from stream_trainer.guard import Guard
-from stream_trainer.intake import Intake
-from stream_trainer.learner import Learner
-from stream_trainer.once import Once
-from stream_trainer.optimisers import DenseOptimiser
-from stream_trainer.progressive import Progressive
-from stream_trainer.table import Table
+from stream_trainer.learning import learner as learner_module
+from stream_trainer.learning.guard import Guard
+from stream_trainer.learning.intake import Intake
+from stream_trainer.learning.learner import Learner
+from stream_trainer.learning.once import Once
+from stream_trainer.learning.optimisers import DenseOptimiser
+from stream_trainer.learning.table import Table
 from stream_trainer.training import Training
+from stream_trainer.watching.progressive import Progressive
 
 RECORD_ROWS = 1024         # of a record of `examples`, as the joiner makes them
 RECORDS = 64               # of those that the way from bytes is measured with, round and round

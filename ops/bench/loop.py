@@ -26,17 +26,17 @@ from schemas.config import Settings
 from schemas.errors import BadEvent
 from schemas.events import Impression, encoded
 from schemas.fields import FieldSchema, Slates
-from stream_trainer.alarms import Alarm
-from stream_trainer.drift import Drift
-from stream_trainer.gate import Gate
-from stream_trainer.inputs import Sampler
-from stream_trainer.intake import Intake
-from stream_trainer.join import BEGINNING, JoinCore
-from stream_trainer.learner import Learner
-from stream_trainer.marks import Marker
-from stream_trainer.progressive import Progressive
+from stream_trainer.joining.join import BEGINNING, JoinCore
+from stream_trainer.learning.intake import Intake
+from stream_trainer.learning.learner import Learner
+from stream_trainer.publishing.gate import Gate
 from stream_trainer.training import Training
-from stream_trainer.watching import Table, Watch
+from stream_trainer.watching.alarms import Alarm
+from stream_trainer.watching.drift import Drift
+from stream_trainer.watching.inputs import Sampler
+from stream_trainer.watching.marks import Marker
+from stream_trainer.watching.progressive import Progressive
+from stream_trainer.watching.watch import Table, Watch
 
 START_US = 1_767_225_600_000_000
 LEDGER_ROWS = 1_000_000

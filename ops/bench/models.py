@@ -27,9 +27,9 @@ from schemas.bags import Bags, Floats, concat
 from schemas.config import Settings, Source, build, the_one
 from schemas.events import Action, Impression, parse
 from schemas.fields import FieldSchema
-from stream_trainer.guard import Guard
-from stream_trainer.learner import Learner
-from stream_trainer.progressive import figures
+from stream_trainer.learning.guard import Guard
+from stream_trainer.learning.learner import Learner
+from stream_trainer.watching.progressive import figures
 
 TOLERANCE = 0.002  # of AUC: what a library's same model may lie away, beyond two standard errors
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.errors import ShapeError
-from stream_trainer.losses import plain_losses
+from stream_trainer.learning.losses import plain_losses
 
 Floats = NDArray[np.float32]
 Array = NDArray[np.float64]

@@ -35,22 +35,22 @@ from schemas.errors import BadEvent, ConfigError
 from schemas.events import Impression, encoded
 from schemas.examples import Examples, encode
 from schemas.fields import FieldSchema
-from stream_trainer.beside import Beside
-from stream_trainer.drift import Drift
-from stream_trainer.gate import Gate
-from stream_trainer.guard import Guard
-from stream_trainer.inputs import Sampler
-from stream_trainer.intake import Intake
-from stream_trainer.join import BEGINNING, JoinCore
-from stream_trainer.learner import Learner
-from stream_trainer.marks import Marker
-from stream_trainer.metric_log import FIELDS_SCHEMA, SCHEMA, MetricLog
-from stream_trainer.progressive import Progressive
-from stream_trainer.publisher import Publisher
-from stream_trainer.reference import Reference
+from stream_trainer.joining.join import BEGINNING, JoinCore
+from stream_trainer.learning.guard import Guard
+from stream_trainer.learning.intake import Intake
+from stream_trainer.learning.learner import Learner
+from stream_trainer.publishing.gate import Gate
+from stream_trainer.publishing.publisher import Publisher
 from stream_trainer.store import SnapshotStore
 from stream_trainer.training import Step, Training
-from stream_trainer.watching import Table, Watch
+from stream_trainer.watching.beside import Beside
+from stream_trainer.watching.drift import Drift
+from stream_trainer.watching.inputs import Sampler
+from stream_trainer.watching.marks import Marker
+from stream_trainer.watching.metric_log import FIELDS_SCHEMA, SCHEMA, MetricLog
+from stream_trainer.watching.progressive import Progressive
+from stream_trainer.watching.reference import Reference
+from stream_trainer.watching.watch import Table, Watch
 
 BAR = 0.05             # of the throughput that watching may cost
 STORE_S = 300.0        # of the simulated store: about 120,000 examples, learnt again and again

@@ -22,7 +22,7 @@ from scorer.client import OperatorClient, ScorerUnavailable
 from scorer.client.access import access_of
 from scorer.ports.tokens import listed
 from scorer.versions.reader import SnapshotReader, own_secondary_dir
-from stream_trainer.alarms import standing
+from stream_trainer.watching.alarms import standing
 
 STATUS_BYTES = 1 << 17         # of the trainer's journal: a minute or two
 ALARM_BYTES = 1 << 18

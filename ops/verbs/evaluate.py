@@ -46,7 +46,7 @@ def evaluate(
     from schemas.config import the_one
     from schemas.errors import ConfigError
     from schemas.models import MODELS
-    from stream_trainer.learner import Diverged
+    from stream_trainer.learning.learner import Diverged
 
     # 1. What is asked for, before any work.
     settings = loaded.settings

@@ -97,7 +97,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None, kind: torch.dtype | 
 
 class Linear(nn.Linear):
     """torch's, which can multiply in bf16. kind: see product; whoever learns sets it where hidden says that this is a hidden
-    layer, whose results no square or logit hangs on directly (stream_trainer/precision.py)."""
+    layer, whose results no square or logit hangs on directly (stream_trainer/learning/precision.py)."""
 
     kind: torch.dtype | None = None
     hidden = False

@@ -23,7 +23,7 @@ from schemas.config import Settings
 from schemas.journal import newest_rows
 from schemas.snapshot import Manifest
 from scorer.client import ScorerClient
-from stream_trainer.alarms import standing
+from stream_trainer.watching.alarms import standing
 from tests.integration.test_exactly_once import made, published, running
 from tests.kit.processes import Process, wait_until
 

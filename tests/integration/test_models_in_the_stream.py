@@ -17,10 +17,10 @@ from schemas.fields import FieldSchema, parse
 from schemas.models import MODELS
 from schemas.snapshot import chain
 from scorer.answers.engine import Blueprint, Engine, load
-from stream_trainer.learner import Diverged, Learner
-from stream_trainer.progressive import Progressive, figures
-from stream_trainer.publisher import Publisher
+from stream_trainer.learning.learner import Diverged, Learner
+from stream_trainer.publishing.publisher import Publisher
 from stream_trainer.store import SnapshotStore
+from stream_trainer.watching.progressive import Progressive, figures
 
 pytestmark = pytest.mark.integration
 

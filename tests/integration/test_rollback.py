@@ -31,8 +31,8 @@ from scorer.client import ScorerClient
 from scorer.metrics import Metrics
 from scorer.versions.follower import Follower
 from scorer.versions.reader import SnapshotReader
-from stream_trainer.branch import go_back
-from stream_trainer.control import Control
+from stream_trainer.publishing.branch import go_back
+from stream_trainer.publishing.control import Control
 from tests.integration.test_exactly_once import (
     assert_as_if_nobody_was_killed,
     learnt,
@@ -42,8 +42,8 @@ from tests.integration.test_exactly_once import (
     running,
 )
 from tests.kit.processes import Process, wait_until
-from tests.stream_trainer.test_branch import Life, order
-from tests.stream_trainer.test_publisher import MODEL, SCHEMA
+from tests.stream_trainer.publishing.test_branch import Life, order
+from tests.stream_trainer.publishing.test_publisher import MODEL, SCHEMA
 
 ROWS = 2000
 RATE = 250      # rows a second: they flow for as long as the trainer takes to be back

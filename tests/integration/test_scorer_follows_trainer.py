@@ -20,10 +20,10 @@ from scorer.client import ScorerClient
 from scorer.metrics import Metrics
 from scorer.versions.follower import Follower
 from scorer.versions.reader import SnapshotReader
-from stream_trainer.learner import Learner
-from stream_trainer.progressive import Progressive
-from stream_trainer.publisher import Publisher
+from stream_trainer.learning.learner import Learner
+from stream_trainer.publishing.publisher import Publisher
 from stream_trainer.store import SnapshotStore
+from stream_trainer.watching.progressive import Progressive
 from tests.kit.scorer import ScorerServer
 from tests.scorer.lineage import small
 

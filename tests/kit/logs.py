@@ -14,8 +14,8 @@ from schemas.config import JoinConfig
 from schemas.errors import BadEvent
 from schemas.events import Impression, Tick, encoded, tick_bytes, time_text
 from schemas.examples import Examples
-from stream_trainer.intake import Batch, Intake
-from stream_trainer.join import BEGINNING, JoinCore, Low
+from stream_trainer.joining.join import BEGINNING, JoinCore, Low
+from stream_trainer.learning.intake import Batch, Intake
 
 START_US = 1_700_000_000_000_000
 SCHEMA = fields.parse(

@@ -18,11 +18,11 @@ import numpy as np
 
 from schemas import fields
 from schemas.config import LearnConfig, ModelConfig, SnapshotConfig
-from stream_trainer.guard import Guard
-from stream_trainer.learner import Learner
-from stream_trainer.progressive import Progressive
-from stream_trainer.publisher import Publisher
+from stream_trainer.learning.guard import Guard
+from stream_trainer.learning.learner import Learner
+from stream_trainer.publishing.publisher import Publisher
 from stream_trainer.store import SnapshotStore
+from stream_trainer.watching.progressive import Progressive
 
 PIECE_ROWS = 1 << 18
 LATER = 4            # versions and checkpoints after the first

@@ -1,4 +1,4 @@
-"""What a table takes of the system's memory once all its rows are touched, beside what stream_trainer/memory.py says.
+"""What a table takes of the system's memory once all its rows are touched, beside what stream_trainer/learning/memory.py says.
 
     .venv/bin/python -m tests.kit.table_memory 17 18 20 22 24
 
@@ -31,9 +31,9 @@ def measure(bits: int, optimiser: RowOptimiserName) -> dict[str, Any]:
     """In this process, which should have done nothing else."""
     from schemas.bags import Bags
     from schemas.fields import parse
-    from stream_trainer.guard import Guard
-    from stream_trainer.learner import Learner
-    from stream_trainer.memory import wanted
+    from stream_trainer.learning.guard import Guard
+    from stream_trainer.learning.learner import Learner
+    from stream_trainer.learning.memory import wanted
 
     one = {"kind": "categorical", "side": "item"}
     schema = parse({"field": [{**one, "name": f"f{at}", "number": at} for at in range(1, FIELDS + 1)]}, "test")

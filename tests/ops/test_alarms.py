@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from ops.cli import command_line
 from ops.doctor import _metrics_ports
 from schemas.config import AlarmsConfig, MetricsConfig, Settings
-from stream_trainer.alarms import Alarm, Alarms
+from stream_trainer.watching.alarms import Alarm, Alarms
 
 HOUR_US = 3_600_000_000
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from scorer.metrics import Metrics
-from stream_trainer import exposition
-from tests.stream_trainer.test_health import JOINER, NOW_US, TRAINER
+from stream_trainer.watching import exposition
+from tests.stream_trainer.watching.test_health import JOINER, NOW_US, TRAINER
 
 ROOT = Path(__file__).resolve().parents[2]
 ALERTS = ROOT / "ops" / "alerts"

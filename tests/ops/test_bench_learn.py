@@ -21,7 +21,7 @@ from ops.settings import Loaded, load
 from schemas.config import Settings, variable_name
 from schemas.errors import ConfigError
 from schemas.examples import NOTHING, decode
-from stream_trainer.intake import Intake
+from stream_trainer.learning.intake import Intake
 
 ROOT = Path(__file__).resolve().parents[2]
 

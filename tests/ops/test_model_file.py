@@ -28,11 +28,11 @@ from schemas.fields import Encoder, load
 from scorer.answers import engine
 from scorer.answers.engine import Blueprint
 from scorer.versions.reader import SnapshotReader
-from stream_trainer.guard import Guard
-from stream_trainer.learner import Learner
-from stream_trainer.progressive import Progressive
-from stream_trainer.publisher import Publisher
+from stream_trainer.learning.guard import Guard
+from stream_trainer.learning.learner import Learner
+from stream_trainer.publishing.publisher import Publisher
 from stream_trainer.store import SnapshotStore
+from stream_trainer.watching.progressive import Progressive
 from tests.integration.test_scorer_follows_trainer import slate
 
 SCHEMA = load("appstore")

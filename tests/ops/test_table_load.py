@@ -15,10 +15,10 @@ from ops.table_load import Load, load_of
 from schemas.config import Settings
 from schemas.fields import parse
 from scorer.versions.reader import SnapshotReader
-from stream_trainer.learner import Learner
-from stream_trainer.progressive import Progressive
-from stream_trainer.publisher import Publisher
+from stream_trainer.learning.learner import Learner
+from stream_trainer.publishing.publisher import Publisher
 from stream_trainer.store import SnapshotStore
+from stream_trainer.watching.progressive import Progressive
 
 FIELDS = parse({"field": [{"name": "f", "number": 1, "kind": "categorical", "side": "item"}]}, "test")
 

@@ -25,11 +25,11 @@ from scorer.answers.engine import Blueprint
 from scorer.metrics import Metrics
 from scorer.versions.follower import Follower
 from scorer.versions.reader import SnapshotReader
-from stream_trainer.control import Control
-from stream_trainer.learner import Learner
-from stream_trainer.progressive import Progressive
-from stream_trainer.publisher import Publisher
+from stream_trainer.learning.learner import Learner
+from stream_trainer.publishing.control import Control
+from stream_trainer.publishing.publisher import Publisher
 from stream_trainer.store import SnapshotStore
+from stream_trainer.watching.progressive import Progressive
 from tests.ops.test_evaluate import ROWS, SETTINGS
 from tests.ops.test_evaluate import path as path
 
@@ -116,7 +116,7 @@ def test_cut_short_at_any_write_there_is_nothing(path: Path, tmp_path: Path, mon
     """Batches of 4 kB: whichever is the last to be written, the store has neither version nor checkpoint, or both; and a
     second try succeeds."""
     monkeypatch.setattr("stream_trainer.store.BATCH_BYTES", 4096)
-    monkeypatch.setattr("stream_trainer.publisher.PIECE_ROWS", 16)   # hence small chunks
+    monkeypatch.setattr("stream_trainer.publishing.publisher.PIECE_ROWS", 16)   # hence small chunks
     real, written, stop = SnapshotStore._commit, 0, 0
 
     def commit(self: SnapshotStore, batch: WriteBatch, sync: bool) -> None:

@@ -17,10 +17,10 @@ from schemas import fields
 from schemas.config import MetricsConfig, Settings
 from schemas.errors import ConfigError
 from schemas.journal import Journal
-from stream_trainer.marks import Marker, slice_id
-from stream_trainer.metric_log import FIELDS_SCHEMA, MetricLog
-from stream_trainer.progressive import Progressive
-from stream_trainer.watching import Watch
+from stream_trainer.watching.marks import Marker, slice_id
+from stream_trainer.watching.metric_log import FIELDS_SCHEMA, MetricLog
+from stream_trainer.watching.progressive import Progressive
+from stream_trainer.watching.watch import Watch
 
 ROWS, WINDOWS = 4000, 80   # of a window; in two files
 MINUTE_US = 60_000_000

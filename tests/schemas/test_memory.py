@@ -10,7 +10,7 @@ import pytest
 from schemas.config import LearnConfig, ModelConfig
 from schemas.fields import load
 from schemas.memory import BESIDE_BYTES, DoesNotFit, Room, Wanted, check, room
-from stream_trainer.memory import check_learner, row_floats, wanted
+from stream_trainer.learning.memory import check_learner, row_floats, wanted
 
 GIB = 1 << 30
 CRITEO = ModelConfig(schema="criteo", factors=10)

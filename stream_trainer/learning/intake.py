@@ -1,0 +1,252 @@
+"""From records of `examples` to batches, each row once. Pure: records in, batches out, cursors kept.
+
+A record is taken, dropped (all of it lies behind the cursor of its source partition), or refused (a gap lies before it: the
+joiner that lost a record writes it again). Rows wait in the order of arrival. A batch is cut at exactly `batch_rows`, be it
+inside a slate, so that what a batch holds depends on the log alone; or earlier at the end of a replay; or when the caller
+says that waiting has been long enough.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from schemas.bags import Bags, concat
+from schemas.examples import Cursor, End, Examples, Stage
+from schemas.fields import FieldSchema, aligned
+from stream_trainer.learning.losses import Seen, concat_seen
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """B rows to learn at once.
+
+    bags: B rows of ids. labels: (B,) f32. weights: (B,) f32 or None = 1. click_time_us: (B,) i64, 0 = no click.
+    at_once: (B,) u8, 1 = final when its click came.
+    joined_us: (B,) i64, wall clock of the joiner. served_probability: (B,) f32, NaN = not given.
+    source, impression, item: (B,), the row's impression by source partition and offset, and its place there.
+    seen: how labels came about that are not all final, or not of all examples.
+    """
+
+    bags: Bags
+    labels: NDArray[np.float32]
+    weights: NDArray[np.float32] | None
+    click_time_us: NDArray[np.int64]
+    at_once: NDArray[np.uint8]
+    joined_us: NDArray[np.int64]
+    served_probability: NDArray[np.float32]
+    source: NDArray[np.int64]
+    impression: NDArray[np.int64]
+    item: NDArray[np.uint16]
+    seen: Seen | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """A record whose rows are not all learnt."""
+
+    partition: int   # of the topic examples
+    offset: int
+    examples: Examples
+    row: int         # first row that no batch holds
+    end: int         # first end that is not counted
+
+    @property
+    def rows(self) -> int:
+        return len(self.examples) - self.row
+
+    @property
+    def flushes(self) -> bool:
+        return bool(np.any(self.examples.ends.reason[self.end :] == End.FLUSH))
+
+
+class Intake:
+    """What has come and is not learnt yet, and how far each partition is learnt.
+
+    cursors: source partition → name of the last row learnt (or place behind it). tallies: how many events met which
+    end (End in lower case), and what was learnt: examples, positives, impressions; and of a second pass over the log:
+    corrections, true_positives, late_positives (those of them that had been seen as negatives).
+    resume: partition of `examples` → first offset that must be read again after a crash. All three are true of the moment
+    before the next `take`: save them together with the weights.
+    """
+
+    def __init__(
+        self, schema: FieldSchema, batch_rows: int, cursors: Mapping[int, Cursor] | None = None,
+        tallies: Mapping[str, int] | None = None, resume: Mapping[int, int] | None = None,
+    ) -> None:
+        self.cursors: dict[int, Cursor] = dict(cursors or {})
+        self.tallies: Counter[str] = Counter(tallies or {})
+        self.resume: dict[int, int] = dict(resume or {})
+        self.dropped = 0   # rows behind the cursor: written twice, learnt once
+        self.gaps = 0      # records refused
+        self._schema = schema
+        self._batch_rows = batch_rows
+        self._waiting: deque[_Waiting] = deque()
+        self._rows = 0
+        self._settled: list[tuple[int, int]] = []
+        self._settled_before = 0
+        self._heads: dict[int, Cursor] = dict(self.cursors)  # how far each source partition has come in, learnt or not
+
+    @property
+    def rows(self) -> int:
+        """Rows that wait."""
+        return self._rows
+
+    def offer(self, partition: int, offset: int, examples: Examples) -> None:
+        """The next record of a partition of `examples`. Raises SchemaError if a field changed its meaning."""
+        source = examples.source_partition
+        head = self._heads.get(source)
+        if head is not None and examples.after > head:
+            self.gaps += 1
+            log.error("examples.gap", source_partition=source, offset=offset, learnt_to=tuple(head),
+                      record_after=tuple(examples.after))
+            return
+        row = examples.first_after(head) if head is not None else 0
+        end = examples.first_end_after(head) if head is not None else 0
+        self.dropped += row
+        self._heads[source] = max(head, examples.through) if head is not None else examples.through
+        self._waiting.append(_Waiting(partition, offset, examples, row, end))
+        self._rows += len(examples) - row
+        self._settle()
+
+    def take(self, force: bool = False) -> Batch | None:
+        """The next batch if it is full, or ended by a replay's end, or `force`; the cursors then lie behind it."""
+        rows = self._cut()
+        if rows < self._batch_rows and not (rows and (force or self._flush_waits())):
+            return None
+        parts: list[tuple[Examples, int, int]] = []
+        left = rows
+        while left:
+            first = self._waiting[0]
+            count = min(left, first.rows)
+            parts.append((first.examples, first.row, first.row + count))
+            first.row += count
+            left -= count
+            self._learnt_to(first)
+            self._settled_before = len(self._settled)
+            self._settle()
+        self._rows -= rows
+        return self._batch(parts)
+
+    def settled(self) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+        """Impressions, by source and offset, whose labels have all come: before the last row taken, and after it. Each is told
+        once."""
+        before, after = self._settled[: self._settled_before], self._settled[self._settled_before :]
+        self._settled, self._settled_before = [], 0
+        return before, after
+
+    def _cut(self) -> int:
+        """How many rows the next batch may hold: not over batch_rows, not past a replay's end."""
+        rows = 0
+        for waiting in self._waiting:
+            rows += waiting.rows
+            if rows >= self._batch_rows:
+                return self._batch_rows
+            if waiting.flushes:
+                break
+        return rows
+
+    def _flush_waits(self) -> bool:
+        return any(waiting.flushes for waiting in self._waiting)
+
+    def _learnt_to(self, waiting: _Waiting) -> None:
+        """Move the cursor to the last row taken, and count the ends that lie before it."""
+        examples = waiting.examples
+        name = examples.name(waiting.row - 1)
+        self._count(waiting, examples.first_end_after(name))
+        self._advance(examples.source_partition, name)
+
+    def _settle(self) -> None:
+        """Let go of records at the head that hold no more rows: their ends are counted, their stretch is done."""
+        while self._waiting and not self._waiting[0].rows:
+            done = self._waiting.popleft()
+            self._count(done, len(done.examples.ends))
+            self._advance(done.examples.source_partition, done.examples.through)
+            self.resume[done.partition] = done.offset + 1
+        for waiting in self._waiting:
+            self.resume.setdefault(waiting.partition, waiting.offset)
+
+    def _advance(self, source: int, place: Cursor) -> None:
+        self.cursors[source] = max(self.cursors.get(source, place), place)
+
+    def _count(self, waiting: _Waiting, stop: int) -> None:
+        ends, part = waiting.examples.ends, slice(waiting.end, stop)
+        reasons = ends.reason[part]
+        for reason, count in enumerate(np.bincount(reasons).tolist()):
+            if count:
+                self.tallies[End(reason).name.lower()] += count
+        if ends.item is not None:
+            unlearnt = np.isin(reasons, (End.SAMPLED_OUT, End.SUSPECT))
+            self.tallies["impressions"] += int(np.count_nonzero(unlearnt & (ends.item[part] == 0)))
+        source = waiting.examples.source_partition
+        self._settled += [(source, offset) for offset in ends.offset[part][reasons == End.SETTLED].tolist()]
+        waiting.end = max(waiting.end, stop)
+
+    def _batch(self, parts: list[tuple[Examples, int, int]]) -> Batch:
+        """Columns of the rows taken; and the tallies of what is learnt with them."""
+        bags, labels, weights, clicks, at_once, joined, served, seen = [], [], [], [], [], [], [], []
+        source, impression, item = [], [], []
+        late = self.tallies["late_positives"] / max(self.tallies["true_positives"], 1)
+        for examples, start, stop in parts:
+            rows = slice(start, stop)
+            part = examples.bags.slice(start, stop)
+            bags.append(aligned(self._schema, part, examples.field_numbers, examples.field_digests))
+            labels.append(examples.label[rows])
+            weights.append(examples.weight[rows] if examples.weight is not None else None)
+            clicks.append(examples.click_time_us[rows])
+            at_once.append(examples.at_once[rows] if examples.at_once is not None else np.zeros(stop - start, np.uint8))
+            joined.append(np.full(stop - start, examples.joined_us, np.int64))
+            served.append(examples.served_probability[rows] if examples.served_probability is not None
+                          else np.full(stop - start, np.nan, np.float32))
+            source.append(np.full(stop - start, examples.source_partition, np.int64))
+            impression.append(examples.impression[rows])
+            item.append(examples.item[rows])
+            seen.append((stop - start, _seen(examples, rows, late)))
+        label = np.concatenate(labels)
+        self._tally(label, np.concatenate(item), concat_seen(seen))
+        weight = None
+        if any(part is not None for part in weights):
+            weight = np.concatenate([
+                np.ones(len(own), np.float32) if part is None else part for own, part in zip(labels, weights, strict=True)
+            ])
+        return Batch(
+            concat(bags), label, weight, np.concatenate(clicks), np.concatenate(at_once), np.concatenate(joined),
+            np.concatenate(served), np.concatenate(source), np.concatenate(impression), np.concatenate(item), concat_seen(seen),
+        )
+
+    def _tally(self, label: NDArray[np.float32], item: NDArray[np.uint16], seen: Seen | None) -> None:
+        """Count what is learnt. Each impression has one item 0, in some record or sampled out; in mode immediate its click is
+        another example, in a second pass all are."""
+        heads, positive = item == 0, label > 0.5
+        if seen is not None:
+            second = seen.stage >= Stage.TRUE
+            self.tallies["corrections"] += int(second.sum())
+            self.tallies["true_positives"] += int((second & positive).sum())
+            self.tallies["late_positives"] += int((seen.stage == Stage.TRUE_LATE).sum())
+            heads &= ~second & ~((seen.stage == Stage.IMMEDIATE) & positive)
+            positive &= ~second
+        self.tallies["examples"] += len(label) if seen is None else int(np.count_nonzero(seen.stage < Stage.TRUE))
+        self.tallies["positives"] += int(positive.sum())
+        self.tallies["impressions"] += int(heads.sum())
+
+
+def _seen(examples: Examples, rows: slice, late: float) -> Seen | None:
+    """How the labels of a record's rows came about; None: all are final, and of all examples."""
+    if examples.stage is None and not examples.negative_rate:
+        return None
+    count = rows.stop - rows.start
+    return Seen(
+        np.full(count, Stage.FINAL, np.uint8) if examples.stage is None else examples.stage[rows],
+        np.full(count, late, np.float32), np.full(count, examples.negative_rate or 1.0, np.float32),
+    )
+

@@ -1,0 +1,1 @@
+"""When weights go live: versions and checkpoints, the gate before them, going back."""
