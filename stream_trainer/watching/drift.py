@@ -23,7 +23,7 @@ import numpy as np
 
 from stream_trainer.watching.alarms import Alarm
 
-Table = Mapping[str, Any]      # column → one value per line, as watching.py makes them or as a file of them gives back
+Table = Mapping[str, Any]      # column → one value per line, as watch.py makes them or as a file of them gives back
 
 REMEMBERED = 200        # windows read back at a start: what came before them weighs next to nothing
 HALF_LIFE = 50.0        # values after which one counts half in what is usual
