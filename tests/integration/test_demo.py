@@ -23,7 +23,7 @@ def test_the_demo_accounts_for_every_event(tmp_path: Path) -> None:
         f"--set=score.port={free_port()}", "--set=score.operator_port=0", "--set=score.metrics_port=0", "--set=join.window_s=4",
     ]
     done = subprocess.run(
-        [sys.executable, "-m", "ops.cli", "demo", "--seconds", "45", "--json", *settings],
+        [sys.executable, "-m", "ops.cli", "demo", "--seconds", "60", "--json", *settings],
         capture_output=True, text=True, timeout=170, check=False,
     )
     assert done.returncode in (0, 1), done.stderr
