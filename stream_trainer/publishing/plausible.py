@@ -169,8 +169,7 @@ class Usual:
 
 
 class Values:
-    """One value's clicks against its own history, and against what the model says of it: of fields of the items, values that
-    are one of many. What the model can follow, as an hour that an app is made for, is no farm, however far from its history.
+    """One value's clicks against its own history: of fields of the items, values that are one of many.
 
     A value is judged when it would have had LEAST clicks at the usual rate by now, and is no more than MOST_SHARE of what is
     shown. Values that rise together are fashion, not a farm: at most ALONE of a field may be on their way. Of values whose ids
@@ -197,30 +196,21 @@ class Values:
         self, ripe: Rows, come: Rows, clicked: NDArray[np.bool_], most: float, learn: bool, odds: float
     ) -> None:
         """ripe: clicks; come, clicked: what else was shown is those that are none. most: evidence that is enough. learn: what
-        is not suspicious makes history, and what the model says counts; not while a hold lasts, when it learns to say what a
-        farm does. odds: of a click these days, which all values follow."""
+        is not suspicious makes history. odds: of a click these days, which all values follow."""
         if not self.columns:
             return
         size = len(self._shown)
         shown, clicks = self._places(come.values), self._places(ripe.values)
         own = self._make_room(shown, come.values.reshape(-1))
-        known = self._whose[clicks] == ripe.values.reshape(-1)
-        known_clicks = clicks[known]
+        known_clicks = clicks[self._whose[clicks] == ripe.values.reshape(-1)]
         k = np.bincount(known_clicks, minlength=size).astype(np.float32)                  # (I·SLOTS,)
         zero = np.where(clicked, 0, come.weight)                                          # (n,)
-        of_zero = np.repeat(zero, len(self.columns)) * own
-        n = np.bincount(shown, of_zero, size).astype(np.float32) + k
+        n = np.bincount(shown, np.repeat(zero, len(self.columns)) * own, size).astype(np.float32) + k
         if most and self._total[1]:
             rate = float(self._total[1] / self._total[0])
             usual = (self._clicks + self.LEAST) / (self._shown + self.LEAST / rate) * max(odds / (1 + odds) / rate, 1.0)
-            judged = (self._shown >= self.LEAST / rate) & (self._shown <= self.MOST_SHARE * self._total[0])
-            expected = usual * n
-            if learn:
-                fields = len(self.columns)
-                said = np.bincount(shown, of_zero * np.repeat(come.said, fields), size)
-                said += np.bincount(known_clicks, np.repeat(ripe.said, fields)[known], size)
-                expected = np.maximum(expected, said)
-            llr = (np.log(self._factor) * k - (self._factor - 1) * expected) * judged
+            known = (self._shown >= self.LEAST / rate) & (self._shown <= self.MOST_SHARE * self._total[0])
+            llr = (np.log(self._factor) * k - (self._factor - 1) * usual * n) * known
             goes_on = self.evidence > 0
             self._new_shown *= goes_on
             self._new_clicks *= goes_on

@@ -129,18 +129,13 @@ class Market:
         self.values = Values(SCHEMA, 4.0)
         self.born = np.zeros(apps, np.uint64)      # bits of the id that differ from an earlier app's of the same place
 
-    def block(
-        self, factor: np.ndarray | float = 1.0, first: int = 0, most: float = MOST, follows: bool = False, learn: bool = True
-    ) -> None:
-        """follows: the model knows of the factor; else it says what is usual."""
+    def block(self, factor: np.ndarray | float = 1.0, first: int = 0, most: float = MOST) -> None:
         app = self.rng.integers(0, self.apps, 512)
         clicked = self.rng.random(512) < np.minimum(self.rate * factor, 1.0)[app]
         category = ids(1_000_000 + app % 16)
         come = rows(np.arange(512), np.column_stack((ids(first + app) ^ self.born[app], category, ids(70_000 + app % 30))))
-        said = (self.rate * (factor if follows else 1.0))[app]
-        come = come._replace(said=np.minimum(said, 1).astype(np.float32))
         ripe = come.take(np.flatnonzero(clicked))
-        self.values.judge(ripe, come, clicked, most, learn, 0.1 / 0.9)
+        self.values.judge(ripe, come, clicked, most, True, 0.1 / 0.9)
 
     def warm(self, blocks: int = 100) -> Market:
         for block in range(blocks):
@@ -158,25 +153,6 @@ def test_one_app_farmed_tenfold_is_found_and_named() -> None:
     found = market.values.standing(MOST)
     assert [(field, value) for field, value, _ in found] == [("app", f"#{int(ids(np.array([17]))[0]):016x}")]
     assert 5 < found[0][2] < 15
-
-
-def test_an_app_that_rises_as_the_model_says_is_no_farm_but_a_hold_does_not_end_by_what_is_learnt_from_one() -> None:
-    """An hour that an app is made for: five times its history, all of it said. And a farm that is held stays one while the
-    model learns to say it."""
-    market = Market(9).warm()
-    rising = np.ones(market.apps)
-    rising[17] = 5
-    for _ in range(60):
-        market.block(rising, follows=True)
-        assert market.values.most < MOST
-    market = Market(9).warm()
-    rising[17] = 10
-    for _ in range(40):
-        market.block(rising)
-    assert market.values.standing(MOST)
-    for _ in range(40):
-        market.block(rising, follows=True, learn=False)
-        assert market.values.standing(MOST)
 
 
 def test_quiet_examples_a_rate_that_doubles_for_all_and_new_apps_blame_no_app() -> None:
