@@ -478,11 +478,15 @@ def _lost(
 ) -> Count:
     """Log loss in nats, of clicks and of all others, and what is expected of it where what was said is right: the entropy of
     each. click, zero: as in _said."""
-    told, q = clipped(said), clipped(of_all)
-    of_click, of_zero = -np.log(told), -np.log1p(-q)
-    entropy = told * of_click - (1 - told) * np.log1p(-told)
-    rest = (1 - q) * of_zero - q * np.log(q)
+    (of_click, _, entropy), (_, of_zero, rest) = _nats(said), _nats(of_all)
     return Count(_total(click, of_click) + _total(zero, of_zero), _total(click, entropy) + _total(zero, rest))
+
+
+def _nats(said: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """(n,) each: the log loss of a click, of none, and what is expected of it where what was said is right."""
+    p = clipped(said)
+    of_click, of_zero = -np.log(p), -np.log1p(-p)
+    return of_click, of_zero, p * of_click + (1 - p) * of_zero
 
 
 def _ratio(count: Count) -> float:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from schemas.bags import Bags, Ids
 from schemas.fields import FieldSchema
+from stream_trainer.parts import joined
 from stream_trainer.watching.marks import names_of
 
 Floats = NDArray[np.float64]
@@ -44,11 +45,6 @@ class Rows(NamedTuple):
     def take(self, which: NDArray[np.bool_] | NDArray[np.intp] | slice) -> Rows:
         """Some of them."""
         return Rows(*(column[which] for column in self))  # type: ignore[arg-type]
-
-
-def joined(parts: Sequence[Rows]) -> Rows:
-    """One after the other, at least one."""
-    return parts[0] if len(parts) == 1 else Rows(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
 
 class Ripening:

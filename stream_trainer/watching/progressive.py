@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.errors import ShapeError
+from stream_trainer.parts import joined
 from stream_trainer.watching.inputs import Sample, sample_of, state_of, together
 from stream_trainer.watching.marks import Keys
 from stream_trainer.watching.slices import Scored, auc_by_value
@@ -277,7 +278,7 @@ class Progressive:
         if not self._waiting:
             none = np.empty(0, np.float32)
             return Rows(none, none, none, none, np.empty((0, 0), np.uint64))
-        self._waiting = [_joined(self._waiting)]
+        self._waiting = [joined(self._waiting)]
         return self._waiting[0]
 
     def _sampled(self) -> Sample | None:
@@ -300,18 +301,13 @@ class Progressive:
 
     def _figure_out(self, first_row: int, parts: list[Rows], samples: list[Sampled]) -> None:
         """On the doer's thread; nobody else touches what it changes before the doer has settled."""
-        rows = _joined(parts)
+        rows = joined(parts)
         scored = Scored.of(*rows[:3])
         window = _figures(first_row, scored)
         self._complete.add(scored)
         if self._watcher is not None:
             self._watcher.closed(window, rows, scored, together([taken() for taken in samples]))
         self._closed.append(window)
-
-
-def _joined(parts: list[Rows]) -> Rows:
-    """One after the other, at least one."""
-    return parts[0] if len(parts) == 1 else Rows(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
 def figures(first_row: int, probabilities: Floats, labels: Floats, weights: Floats | None = None) -> Window:
