@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv[:1] == ["supervise"]:
         # Not a verb like the others: it stands above every process for its whole life, so it loads next to nothing.
-        from ops.supervise import main as supervise
+        from ops.running.supervise import main as supervise
 
         sys.exit(supervise(argv[1:]))
     command_line(argv)(argv, prog_name="freshet")
@@ -161,7 +161,7 @@ def _command(function: Callable[..., Any]) -> Callable[..., None]:
 
     @functools.wraps(function)
     def command(**options: Any) -> None:
-        from ops.logging import configure
+        from ops.terminal.logging import configure
 
         configure()
         try:

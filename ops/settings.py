@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ops.ports import split_address
+from ops.machine.ports import split_address
 from schemas.config import (
     SECRETS,
     Settings,

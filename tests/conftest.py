@@ -82,7 +82,7 @@ def make_settings(tmp_path: Path, prefix: str) -> Callable[..., Settings]:
 @pytest.fixture
 def kafka_settings(broker: str, make_settings: Callable[..., Settings]) -> Callable[..., Settings]:
     """make_settings for the shared broker, with all topics made: kafka_settings(**{"kafka.event_partitions": 4})."""
-    from ops.topics import ensure_topics
+    from ops.kafka.topics import ensure_topics
 
     def make(**values: Any) -> Settings:
         settings = make_settings(**{"kafka.bootstrap": broker} | values)

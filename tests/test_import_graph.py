@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import cache
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -30,6 +32,28 @@ FOLDERS = {
     "stream_trainer/learning": set(),
     "stream_trainer/watching": {"learning"},
     "stream_trainer/publishing": {"learning", "watching"},
+    "ops/machine": set(),
+    "ops/terminal": set(),
+    "ops/formats": set(),
+    "ops/watching": set(),
+    "ops/kafka": {"machine"},
+    "ops/broker": {"kafka", "machine"},
+    "ops/events": {"formats", "kafka"},
+    "ops/offline": {"formats"},
+    "ops/simulator": {"kafka"},
+    "ops/versions": {"kafka", "terminal", "watching"},
+    "ops/running": {"broker", "kafka", "machine", "simulator", "terminal", "versions", "watching"},
+    "ops/dashboard": {"events", "kafka", "machine", "simulator", "terminal", "versions", "watching"},
+    "ops/bench": {"broker", "formats", "kafka", "machine", "offline", "simulator", "terminal", "watching"},
+    "ops/verbs": {
+        "bench", "broker", "dashboard", "events", "formats", "kafka", "machine", "offline", "running", "simulator", "terminal",
+        "versions", "watching",
+    },
+    "ops/bench/measuring": set(),
+    "ops/bench/joining": {"measuring"},
+    "ops/bench/learning": {"measuring"},
+    "ops/bench/peers": {"measuring"},
+    "ops/bench/scoring": {"measuring", "peers"},
 }
 
 # Each outside thing is touched in these files alone (a folder ends in a slash). What is not listed, any file may use.
@@ -37,17 +61,18 @@ ONLY_IN = {
     "faust": ["stream_trainer/faust_driver.py"],
     "mode": ["stream_trainer/faust_driver.py"],
     "aiokafka": ["stream_trainer/faust_driver.py", "stream_trainer/joining/again.py"],
-    "kafka": ["ops/", "scorer/"],
+    "kafka": ["ops/kafka/", "ops/versions/", "ops/events/", "ops/simulator/live.py", "ops/bench/join.py", "scorer/versions/"],
     # The one that writes, the one that reads, and the one that writes what came from another machine's.
     "rocksdict": ["stream_trainer/store.py", "scorer/versions/reader.py", "scorer/versions/replica.py"],
     "grpc": ["scorer/client/", "scorer/ports/", "scorer/answers/service.py", "scorer/worker.py", "scorer/operators.py",
-             "schemas/proto/", "ops/bench/score_child.py", "ops/bench/peers/mlserver.py"],
+             "schemas/proto/", "ops/bench/scoring/child.py", "ops/bench/peers/mlserver.py"],
     "grpc_health": ["scorer/client/clients.py", "scorer/ports/health.py", "scorer/worker.py", "scorer/operators.py"],
     "grpc_reflection": ["scorer/worker.py", "scorer/operators.py"],
-    "pyarrow": ["stream_trainer/watching/metric_log.py", "stream_trainer/watching/looking_back.py", "ops/"],
-    "typer": ["ops/"],
-    "rich": ["ops/"],
-    "honcho": ["ops/run.py"],
+    "pyarrow": ["stream_trainer/watching/metric_log.py", "stream_trainer/watching/looking_back.py", "ops/formats/parquet.py",
+                "ops/watching/windows.py"],
+    "typer": ["ops/cli.py", "ops/verbs/"],
+    "rich": ["ops/terminal/console.py"],
+    "honcho": ["ops/running/run.py"],
     "nicegui": ["ops/dashboard/panels.py", "ops/dashboard/server.py"],
     "river": ["stream_trainer/watching/drift.py", "ops/river_estimator.py", "ops/bench/detectors.py"],
 }
@@ -81,13 +106,22 @@ def _files(*rooms: str) -> Iterator[str]:
         yield from (str(path.relative_to(ROOT)) for path in sorted((ROOT / room).rglob("*.py")))
 
 
-def _imported(file: str) -> Iterator[tuple[int, str]]:
-    """(line, dotted name) of every import statement, those inside functions too."""
+@cache
+def _imported(file: str) -> Sequence[tuple[int, str]]:
+    """(line, dotted name) of all that is imported, inside functions too."""
+    found = []
     for node in ast.walk(ast.parse((ROOT / file).read_text())):
         if isinstance(node, ast.Import):
-            yield from ((node.lineno, name.name) for name in node.names)
+            found += [(node.lineno, name.name) for name in node.names]
         elif isinstance(node, ast.ImportFrom):
-            yield node.lineno, "." * node.level + (node.module or "")
+            module = "." * node.level + (node.module or "")
+            found += [(node.lineno, f"{module}.{name.name}") for name in node.names]
+    return found
+
+
+def _beside(above: str) -> dict[str, set[str]]:
+    """The folders of a folder that stand in the table, by their own names, and which of each other they may import."""
+    return {folder.rpartition("/")[2]: known for folder, known in FOLDERS.items() if folder.rpartition("/")[0] == above}
 
 
 def _lies_in(file: str, places: list[str] | dict[str, set[str]]) -> str | None:
@@ -109,15 +143,24 @@ def test_imports_point_one_way(room):
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_folders_of_a_room_know_only_those_below(folder):
     """An answer knows nothing of where its version came from, nor of the port that it leaves by."""
-    room, own = folder.split("/")
-    others = {one.split("/")[1] for one in FOLDERS if one.startswith(f"{room}/")} - FOLDERS[folder] - {own}
+    above, _, own = folder.rpartition("/")
+    others = set(_beside(above)) - FOLDERS[folder] - {own}
+    dotted = above.replace("/", ".")
     wrong = [
         f"{file}:{line} imports {name}"
         for file in _files(folder)
         for line, name in _imported(file)
-        if any(name == f"{room}.{other}" or name.startswith(f"{room}.{other}.") for other in others)
+        if any(f"{name}.".startswith(f"{dotted}.{other}.") for other in others)
     ]
     assert not wrong
+
+
+@pytest.mark.parametrize("above", sorted({folder.rpartition("/")[0] for folder in FOLDERS}))
+def test_folders_beside_each_other_form_no_circle(above):
+    """Each stands in the table, and none comes back to itself by its arrows."""
+    table = _beside(above)
+    assert set(table) == {path.parent.name for path in (ROOT / above).glob("*/__init__.py")}
+    TopologicalSorter(table).prepare()
 
 
 @pytest.mark.parametrize("outside", ONLY_IN)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from ops.bench.loop import START_US, Heard, Loop
+from ops.bench.learning.loop import START_US, Heard, Loop
 from ops.simulator.drifts import KINDS, Drift, kind_of
 from ops.simulator.options import StoreOptions
 from schemas import fields

@@ -23,14 +23,14 @@ from typing import Any
 
 from kafka import TopicPartition
 
-from ops.bench.traffic import Traffic, events
+from ops.bench.joining.traffic import Traffic, events
 from ops.broker import start_broker
-from ops.cluster import admin, consumer, producer
 from ops.formats import closing_tick, opening_tick
-from ops.processes import end, tie_to_parent
+from ops.kafka.cluster import admin, consumer, producer
+from ops.kafka.topics import ensure_topics
+from ops.machine.processes import end, tie_to_parent
 from ops.settings import Loaded, broker_is_ours, load
-from ops.topics import ensure_topics
-from ops.watch import last
+from ops.watching.journals import last
 from schemas import fields
 from schemas.config import Settings
 from schemas.errors import BrokerError, FreshetError
@@ -163,7 +163,7 @@ class Bench:
     def stock(self, name: str, records: int) -> Run:
         """Stock Faust on a shape's events."""
         settings = self.settings(name).settings
-        with self._child(name, "stock", "-m", "ops.bench.join_child", "stock", settings.kafka.topic("events"),
+        with self._child(name, "stock", "-m", "ops.bench.joining.child", "stock", settings.kafka.topic("events"),
                          f"{settings.kafka.prefix}stock-{self._next()}", str(records)) as child:
             out, _ = child.communicate(timeout=600)
         if child.returncode or not out:
@@ -186,7 +186,7 @@ class Bench:
         """µs of CPU per record, by stage, of a joiner that is watched."""
         model = f"stages{self._next()}"
         loaded = self.settings(name, model)
-        with self._child(name, model, "-m", "ops.bench.join_child", "stages") as child:
+        with self._child(name, model, "-m", "ops.bench.joining.child", "stages") as child:
             self._watch(child, loaded.settings, records)
         found: dict[str, float] = json.loads((self._dir / "stages.json").read_text())["us_per_record"]
         return found

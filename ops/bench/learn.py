@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ops.bench.measuring.turns import Contender, Turn, close
 from ops.bench.peers import environment
-from ops.bench.turns import Contender, Turn, close
 from ops.settings import Loaded
 from schemas.config import the_one, value_of
 from schemas.errors import ConfigError
@@ -125,7 +125,7 @@ class Bench:
     def contenders(self) -> Iterator[None]:
         """Start them; the libraries are installed first, if they never were."""
         try:
-            self._ours = self._start("ours", [sys.executable, "-m", "ops.bench.learn_child"], dict(os.environ))
+            self._ours = self._start("ours", [sys.executable, "-m", "ops.bench.learning.child"], dict(os.environ))
             self._others = {}
             if "peers" in self._parts:
                 environment.make(self._peers, self._say)
@@ -177,7 +177,7 @@ class Bench:
 
     def from_kafka(self, threads: Sequence[int], examples: int) -> list[dict[str, Any]]:
         """The trainer on so many examples in Kafka, once for each number of threads."""
-        from ops.bench.learn_kafka import FromKafka
+        from ops.bench.learning.from_kafka import FromKafka
 
         model = {key: value for key, value in self._settings.items() if key != "learn.threads"} | {"model.bits": BITS}
         kafka = FromKafka(self._loaded, self._dir, model, self._say)
@@ -186,7 +186,7 @@ class Bench:
 
     def steady(self, minutes: float) -> dict[str, Any]:
         """The trainer's memory over so long a stream, and nothing else."""
-        from ops.bench.learn_kafka import FromKafka
+        from ops.bench.learning.from_kafka import FromKafka
 
         kafka = FromKafka(self._loaded, self._dir, self._settings, self._say)
         try:

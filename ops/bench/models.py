@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ops.bench.paired import difference
+from ops.bench.measuring.paired import difference
 from ops.bench.peers import environment
-from ops.evaluate import NothingLearnt
 from ops.formats import EventRecord
+from ops.offline.evaluate import NothingLearnt
 from schemas import fields
 from schemas.bags import Bags, Floats, concat
 from schemas.config import Settings, Source, build, the_one

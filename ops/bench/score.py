@@ -6,16 +6,11 @@ and load generator share the machine, as the bars say.
 
 from __future__ import annotations
 
-import itertools
-import json
 import os
-import socket
 import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -23,40 +18,21 @@ from typing import Any
 import numpy as np
 import psutil
 
-from ops.bench import mlserver
-from ops.bench.meanwhile import every
-from ops.bench.mlserver import MlServer
 from ops.bench.peers.environment import PeerError
-from ops.bench.picture import EDGES, drawn
-from ops.bench.plain import PlainModel
-from ops.ports import free_port
-from ops.processes import tied
+from ops.bench.peers.plain import PlainModel
+from ops.bench.scoring import mlserver
+from ops.bench.scoring.mlserver import MlServer
+from ops.bench.scoring.picture import EDGES, drawn
+from ops.bench.scoring.processes import BenchFailed, Load, scorer_of, server, workers
+from ops.bench.scoring.served import FIELDS, MODEL, Writer, requests, schema_in, settings_for
+from ops.machine.ports import free_port
 from ops.settings import Loaded
 from schemas import fields, journal
-from schemas.config import ModelConfig, Settings, Source, build, value_of, variable_name
-from schemas.errors import FreshetError
-from schemas.fields import FieldSchema
-from schemas.hashing import hash_value
-from schemas.models import build as build_model
-from schemas.proto import events_pb2, scoring_pb2
-from schemas.snapshot import Manifest, encode_rows, encode_tensors, model_identity
+from schemas.config import Settings
+from schemas.proto import scoring_pb2
 from scorer.client import ScorerClient
-from stream_trainer.store import SnapshotStore
 
-FIELDS, CONTEXT = 39, 20
-ZIPF = 1.1                   # how often the values of a field come, as in real traffic
-BODIES = 64                  # different slates, sent in turns
-CONNECTIONS = 32             # the kernel spreads connections, not requests: of 8, two came to one worker and six to the other
-IN_FLIGHT = 32               # at saturation
-WARM_S = 0.5
-VERSION_EVERY_S = 0.5
-PREPARED = 8                 # different versions, published in turns
 COLD_BITS = 22
-CALL = "/freshet.scoring.v1.Scorer/Score"
-MODEL: Mapping[str, Any] = {
-    "model.name": "bench", "model.architecture": "deepfm", "model.factors": 10, "model.hidden": (400, 400, 400),
-    "model.statistics": False, "model.bits": 20,
-}
 
 # What is asked of the figures: name → (key, whether more is better, the bar).
 BARS: Sequence[tuple[str, str, bool, float]] = (
@@ -79,26 +55,22 @@ MOST_DIFFERENT: Mapping[str, float] = {"fp32": 1e-6, "auto": 1e-3, "bf16": 1e-3}
 Say = Callable[[str], None]
 
 
-class BenchFailed(FreshetError):
-    """A process of the bench ended, or answered wrong."""
-
-
 def compare(loaded: Loaded, rounds: int, seconds: float, seed: int, say: Say) -> dict[str, Any]:
     """All figures; medians over the rounds. seconds: of each measured load."""
     with TemporaryDirectory(prefix="freshet-bench-") as directory, ExitStack() as stack:
-        schema = _schema(Path(directory))
-        settings = _settings(Path(directory) / "var", schema, free_port(), loaded, MODEL)
+        schema = schema_in(Path(directory))
+        settings = settings_for(Path(directory) / "var", schema, free_port(), loaded, MODEL)
         trainer = Writer(settings, seed)
         stack.callback(trainer.close)
         trainer.publish(None)
         say(f"a store of 2^{settings.model.bits} rows is written")
-        bodies = {kind: _bodies(Path(directory), fields.load(schema), kind, seed) for kind in ("100", "1000", "strings")}
+        bodies = {kind: requests(Path(directory), fields.load(schema), kind, seed) for kind in ("100", "1000", "strings")}
         plain_port, empty_port = free_port(), free_port()
-        plain = stack.enter_context(_server("plain", str(settings.store_dir), schema, str(plain_port)))
-        stack.enter_context(_server("empty", str(empty_port)))
-        scorer = stack.enter_context(_scorer(settings))
+        plain = stack.enter_context(server("plain", str(settings.store_dir), schema, str(plain_port)))
+        stack.enter_context(server("empty", str(empty_port)))
+        scorer = stack.enter_context(scorer_of(settings))
         third, why_no_third = _third(stack, loaded.settings.var, settings, schema, bodies["100"], Path(directory), say)
-        load = stack.enter_context(_Load())
+        load = stack.enter_context(Load())
         figures: dict[str, list[float]] = {}
         histograms: dict[str, list[int]] = {}
         say("all servers answer")
@@ -117,7 +89,7 @@ def compare(loaded: Loaded, rounds: int, seconds: float, seed: int, say: Say) ->
             say(f"round {turn + 1} of {rounds} is over")
         served = _publish_to_served(load, trainer, settings, bodies["100"], seconds, seed)
         table_mb = (1 << settings.model.bits) * (1 + settings.model.factors) * 4 / 1e6
-        pss = [process.memory_full_info().pss / 1e6 for process in _workers(scorer)]
+        pss = [process.memory_full_info().pss / 1e6 for process in workers(scorer)]
         found: dict[str, Any] = {name: statistics.median(values) for name, values in figures.items()}
         found |= served | {
             "rounds": rounds, "largest_difference_to_fp32": agree, "worker_pss_mb": max(pss), "table_mb": table_mb,
@@ -198,7 +170,7 @@ def missed(found: Mapping[str, Any]) -> str:
 
 
 def _round(
-    load: _Load, trainer: Writer, servers: Mapping[int, Sequence[psutil.Process]], empty_port: int, bodies: Mapping[str, Path],
+    load: Load, trainer: Writer, servers: Mapping[int, Sequence[psutil.Process]], empty_port: int, bodies: Mapping[str, Path],
     seconds: float, seed: int,
 ) -> tuple[dict[str, float], dict[str, list[int]]]:
     """Everything once, one after the other. servers: port → its processes, the plain one's first. empty_port: of a server that
@@ -256,7 +228,7 @@ def _third(
         return None, str(wrong)
 
 
-def _of_third(load: _Load, third: MlServer, seconds: float, seed: int) -> dict[str, float]:
+def _of_third(load: Load, third: MlServer, seconds: float, seed: int) -> dict[str, float]:
     """MLServer's figures: at saturation, at half of its own rate, and while it loads its model again every two seconds."""
     def run(rate: float | None = None) -> dict[str, Any]:
         return load.run(third.port, third.bodies, seconds, seed, rate, mlserver.CALL)
@@ -292,200 +264,6 @@ def _with_cpu(processes: Sequence[psutil.Process], run: Callable[[], dict[str, A
     return found, 1e3 * (spent_s() - before) / max(1, found["all_requests"])
 
 
-# --- what is served ---
-
-
-def _schema(directory: Path) -> str:
-    lines = ['name = "bench"']
-    for place in range(FIELDS):
-        side = "context" if place < CONTEXT else "item"
-        lines += ["[[field]]", f'name = "f{place}"', f"number = {place + 1}", 'kind = "categorical"', f'side = "{side}"']
-    file = directory / "bench.toml"
-    file.write_text("\n".join(lines))
-    return str(file)
-
-
-def _settings(var: Path, schema: str, port: int, loaded: Loaded, model: Mapping[str, Any]) -> Settings:
-    values = {f"score.{key}": getattr(loaded.settings.score, key) for key in ("workers", "threads", "precision", "poll_s")}
-    return build(Source("bench", {"var": var, **model, **values, "model.schema": schema, "score.port": port}))[0]
-
-
-class Writer:
-    """In the trainer's place: publishes rows at random, all of them at first."""
-
-    def __init__(self, settings: Settings, seed: int) -> None:
-        self._config: ModelConfig = settings.model
-        self._schema: FieldSchema = fields.load(settings.model.schema)
-        self._random = np.random.default_rng(seed)
-        self._net = build_model(self._config, len(self._schema.fields)).eval()
-        self._store = SnapshotStore(settings.store_dir)
-        self._rows = 1 << self._config.bits
-        self.number = 0
-
-    def publish(self, rows: int | None) -> None:
-        """A version with so many rows, None = all; with a trace, so that what it waited for is written down."""
-        self._write(*self._prepared(rows))
-
-    def _prepared(self, rows: int | None) -> tuple[int, list[bytes]]:
-        """How many rows, and the chunks of rows and dense part."""
-        chosen = np.arange(self._rows) if rows is None else np.sort(self._random.choice(self._rows, rows, replace=False))
-        floats = self._random.normal(0, 0.1, (len(chosen), self._net.row_width)).astype(np.float32)
-        dense = {name: tensor.numpy() for name, tensor in self._net.state_dict().items()}
-        return len(chosen), [*encode_rows(chosen, floats), *encode_tensors(dense)]
-
-    def _write(self, rows: int, chunks: Sequence[bytes]) -> None:
-        now_us = time.time_ns() // 1000
-        parent, self.number = self.number or None, self.number + 1
-        manifest = Manifest(
-            kind="version", lineage="b" * 32, number=self.number, parent=parent, rotation=64, share=self.number % 64,
-            model=model_identity(self._config, self._net.row_width), fields=self._schema.identity, chunks=(),
-            rows=rows, width=self._net.row_width, created_us=now_us, examples_learnt=self.number,
-            batches_learnt=self.number, traces=({"click_us": now_us},),
-        )
-        self._store.write_version(manifest, chunks)
-
-    @contextmanager
-    def publishing(self, rows: int) -> Iterator[None]:
-        """A version every half second meanwhile, at this process's own priority. Its rows were made before: the scorer is
-        measured, not random numbers."""
-        prepared = itertools.cycle([self._prepared(rows) for _ in range(PREPARED)])
-        with every(VERSION_EVERY_S, lambda: self._write(*next(prepared))):
-            yield
-
-    def close(self) -> None:
-        """Let go of the store."""
-        self._store.close()
-
-
-def _bodies(directory: Path, schema: FieldSchema, kind: str, seed: int) -> Path:
-    """Requests as bytes in one file: ready ids answered in columns, or strings answered with echoes."""
-    random = np.random.default_rng(seed)
-    items = 1000 if kind == "1000" else 100
-    names = [f"app{place}" for place in range(items)]
-    numbers = list(schema.numbers)
-    made = []
-    for _ in range(BODIES):
-        words = random.zipf(ZIPF, (items, FIELDS)) % 1_000_000
-        words[:, :CONTEXT] = words[:1, :CONTEXT]
-        if kind == "strings":
-            column = [[f"v{word:07d}" for word in words[:, place]] for place in range(FIELDS)]
-            request = scoring_pb2.ScoreRequest(
-                item_id=names,
-                context=[events_pb2.Column(field=f"f{place}", strings=column[place][:1]) for place in range(CONTEXT)],
-                items=[events_pb2.Column(field=f"f{place}", strings=column[place]) for place in range(CONTEXT, FIELDS)],
-            )
-        else:
-            salt = np.array([hash_value(number, b"v") for number in numbers], np.uint64)
-            ids = (words.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15) ^ salt                  # (B, F)
-            request = scoring_pb2.ScoreRequest(item_id=names, compact=True)
-            request.ready_context.field.extend(numbers[:CONTEXT])
-            request.ready_context.ids = ids[0, :CONTEXT].tobytes()
-            request.ready_items.field.extend(numbers[CONTEXT:])
-            request.ready_items.ids = np.ascontiguousarray(ids[:, CONTEXT:]).tobytes()
-        made.append(np.frombuffer(request.SerializeToString(), np.uint8))
-    file = directory / f"{kind}.npz"
-    np.savez(file, data=np.concatenate(made), sizes=np.array([len(one) for one in made]))
-    return file
-
-
-# --- the processes ---
-
-
-class _Load:
-    """The load generator, in a process of its own. failed: requests that were refused, as a scorer does beyond
-    score.in_flight."""
-
-    failed = 0
-
-    def __enter__(self) -> _Load:
-        self._child = subprocess.Popen(
-            [sys.executable, "-m", "ops.bench.score_child", "load"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            preexec_fn=tied(),
-        )
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._child.kill()
-        self._child.communicate()
-
-    def run(
-        self, port: int, bodies: Path, seconds: float, seed: int, rate: float | None = None, path: str = CALL
-    ) -> dict[str, Any]:
-        """rate: of calls a second, open loop; None = as many as are answered."""
-        assert self._child.stdin is not None
-        assert self._child.stdout is not None
-        task = {
-            "port": port, "path": path, "bodies": str(bodies), "connections": CONNECTIONS, "in_flight": IN_FLIGHT,
-            "seconds": seconds, "warm_s": WARM_S, "rate": rate, "seed": seed,
-        }
-        self._child.stdin.write(json.dumps(task) + "\n")
-        self._child.stdin.flush()
-        found: dict[str, Any] = json.loads(self._child.stdout.readline() or '{"refused": "the load generator ended"}')
-        if "refused" in found or not found["requests"]:
-            raise BenchFailed(f"port {port}: {found.get('refused', 'every request failed')}")
-        self.failed += found["failed"]
-        return found
-
-
-def _environment(settings: Settings) -> dict[str, str]:
-    """This bench's settings alone, one thread for torch."""
-    own = {name: text for name, text in os.environ.items() if not name.startswith("FRESHET_")}
-    given = {
-        "FRESHET_VAR": str(settings.var), "FRESHET_SCORE_PORT": str(settings.score.port),
-        "FRESHET_SCORE_OPERATOR_PORT": "0", "FRESHET_SCORE_METRICS_PORT": "0",
-        "FRESHET_MODEL_SCHEMA": settings.model.schema, "OMP_NUM_THREADS": "1",
-    }
-    for key in ("workers", "threads", "precision", "poll_s"):
-        given[f"FRESHET_SCORE_{key.upper()}"] = str(getattr(settings.score, key))
-    for key in MODEL:
-        value = value_of(settings, key)
-        given[variable_name(key)] = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-    return own | given
-
-
-@contextmanager
-def _scorer(settings: Settings) -> Iterator[psutil.Process]:
-    """`freshet scorer`, once it answers."""
-    settings.var.mkdir(parents=True, exist_ok=True)
-    with (settings.var / "scorer.log").open("wb") as log:
-        child = subprocess.Popen(
-            [sys.executable, "-m", "ops.cli", "scorer"], env=_environment(settings), stderr=log, stdin=subprocess.DEVNULL,
-            preexec_fn=tied(),
-        )
-    try:
-        _wait_until_it_listens(settings.score.port, 60)
-        with ScorerClient(f"127.0.0.1:{settings.score.port}") as client:
-            client.wait_ready(60)
-        yield psutil.Process(child.pid)
-    finally:
-        child.terminate()
-        child.wait(30)
-
-
-def _workers(scorer: psutil.Process) -> list[psutil.Process]:
-    return [child for child in scorer.children() if child.name().startswith("scorer-worker")]
-
-
-@contextmanager
-def _server(*arguments: str) -> Iterator[psutil.Process]:
-    """One of those of score_child, once it answers."""
-    child = subprocess.Popen(
-        [sys.executable, "-m", "ops.bench.score_child", *arguments],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, preexec_fn=tied(),
-    )
-    try:
-        assert child.stdout is not None
-        if child.stdout.readline() != "ready\n":
-            raise BenchFailed(f"the {arguments[0]} server did not start; see above")
-        yield psutil.Process(child.pid)
-    finally:
-        child.kill()
-        child.communicate()
-
-
-# --- what is not a load ---
-
-
 def _difference(plain_port: int, port: int, bodies: Path) -> float:
     """The largest difference between the probabilities of both servers, over all slates; the plain one computes in float32."""
     kept = np.load(bodies)
@@ -500,7 +278,7 @@ def _difference(plain_port: int, port: int, bodies: Path) -> float:
 
 
 def _publish_to_served(
-    load: _Load, trainer: Writer, settings: Settings, bodies: Path, seconds: float, seed: int
+    load: Load, trainer: Writer, settings: Settings, bodies: Path, seconds: float, seed: int
 ) -> dict[str, float]:
     """From the version's making to when every worker has it and has answered from it, at a light load."""
     file = settings.metrics_dir / "freshness.jsonl"
@@ -518,22 +296,11 @@ def _cold_start(loaded: Loaded, seed: int) -> float:
     """From the process's start to the first answer."""
     with TemporaryDirectory(prefix="freshet-bench-") as directory:
         model = {**MODEL, "model.bits": COLD_BITS}
-        settings = _settings(Path(directory) / "var", _schema(Path(directory)), free_port(), loaded, model)
+        settings = settings_for(Path(directory) / "var", schema_in(Path(directory)), free_port(), loaded, model)
         writer = Writer(settings, seed)
         writer.publish(None)
         writer.close()
         began = time.perf_counter()
-        with _scorer(settings), ScorerClient(f"127.0.0.1:{settings.score.port}") as client:
+        with scorer_of(settings), ScorerClient(f"127.0.0.1:{settings.score.port}") as client:
             client.score({}, [{"id": "first"}], timeout_s=30)
             return time.perf_counter() - began
-
-
-def _wait_until_it_listens(port: int, seconds: float) -> None:
-    """grpc's client pauses for longer and longer between two tries, which is none of the scorer's time. Raises BenchFailed."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        with socket.socket() as tried:
-            if tried.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.005)
-    raise BenchFailed(f"the scorer did not listen on port {port} within {seconds:.0f} s")

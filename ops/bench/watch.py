@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from ops.bench.labels import STORE, store_log
-from ops.bench.learn_kafka import FromKafka
+from ops.bench.learning.from_kafka import FromKafka
 from ops.settings import Loaded
 from schemas import fields
 from schemas.bags import Bags

@@ -18,9 +18,9 @@ import structlog
 
 from ops.broker.java import LIBS, find_java, find_libs
 from ops.broker.properties import Listener, render
-from ops.cluster import wait_for_broker
-from ops.ports import free_port, require_free
-from ops.processes import tied
+from ops.kafka.cluster import wait_for_broker
+from ops.machine.ports import free_port, require_free
+from ops.machine.processes import tied
 from schemas.config import KafkaConfig
 from schemas.errors import BrokerError
 

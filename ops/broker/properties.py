@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-MAX_RECORD_BYTES = 8 << 20  # an event of 5 MB must reach the joiner, to be refused there with a dead letter
+from ops.kafka.topics import MAX_RECORD_BYTES
 
 
 @dataclass(frozen=True, slots=True)

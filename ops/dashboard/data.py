@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from ops.freshness import Percentiles
-from ops.windows import FieldMoved, Moved
+from ops.watching.freshness import Percentiles
+from ops.watching.windows import FieldMoved, Moved
 
 QUIET_S = 5.0           # the joiner and the trainer say something every second
 RATE_S = 10.0           # speeds are means over so long

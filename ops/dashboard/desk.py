@@ -8,12 +8,12 @@ from typing import Literal
 
 import structlog
 
-from ops import letters
-from ops.cluster import admin
 from ops.dashboard import slate
-from ops.letters import Letter
-from ops.verbs import gate, snapshot
-from ops.verbs.score import default_target
+from ops.events import dead_letters
+from ops.events.dead_letters import Letter
+from ops.kafka.cluster import admin
+from ops.machine.ports import reached
+from ops.versions import orders
 from schemas import fields
 from schemas.config import Settings
 from schemas.control import Then, What
@@ -58,20 +58,20 @@ class Desk:
         with self._one_order:
             log.warning("dashboard.order", what=what, version=version, then=then)
             self._find_broker()
-            report = snapshot.ordered(self._settings, what, version, then, ANSWER_S)
-            return snapshot.order_text(report, ANSWER_S)
+            report = orders.about_version(self._settings, what, version, then, ANSWER_S)
+            return orders.about_version_text(report, ANSWER_S)
 
     def gate(self, what: Literal["hold", "release"]) -> str:
         """Have the gate hold or release; the trainer's word. Raises BrokerError, ConfigError."""
         with self._one_order:
             log.warning("dashboard.order", what=what)
             self._find_broker()
-            return gate.order_text(gate.ordered(self._settings, what, ANSWER_S), ANSWER_S)
+            return orders.to_gate_text(orders.to_gate(self._settings, what, ANSWER_S), ANSWER_S)
 
     def letters(self) -> tuple[list[Letter], int]:
         """The newest dead letters, newest first, and how many there are. Raises BrokerError."""
         self._find_broker()
-        return letters.newest(self._settings, LETTERS)
+        return dead_letters.newest(self._settings, LETTERS)
 
     def score(self, form: slate.Form) -> Scored:
         """Raises RequestError, ScorerUnavailable."""
@@ -91,4 +91,5 @@ class Desk:
             pass
 
     def _client(self) -> ScorerClient:
-        return ScorerClient(default_target(self._settings), access_of(self._settings.score))
+        score = self._settings.score
+        return ScorerClient(reached(score.host, score.port), access_of(score))

@@ -9,11 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ops import freshness, windows
 from ops.dashboard import data
 from ops.dashboard.data import Board, Freshness, Served, Version, Window
-from ops.ports import is_open, split_address
-from ops.watch import last
+from ops.machine.ports import is_open, reached, split_address
+from ops.watching import freshness, windows
+from ops.watching.journals import last
 from schemas.config import Settings, is_loopback
 from schemas.errors import RequestError, SnapshotError
 from schemas.journal import newest_rows
@@ -46,11 +46,9 @@ class Reader:
         self._settings = settings
         self._now_us = now_us
         score = settings.score
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(score.operator_host, score.operator_host)  # noqa: S104 compared
         port = score.beside(score.operator_port, 1)
         token = next(iter(listed("score.operator_tokens", score.operator_tokens, score.operator_tokens_file)), None)
-        target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        self._scorer = OperatorClient(target, replace(access_of(score), token=token))
+        self._scorer = OperatorClient(reached(score.operator_host, port), replace(access_of(score), token=token))
         self._requests: deque[tuple[int, int]] = deque()
         self._signs = {"broker": 0, "scorer": 0}                       # when each was last seen alive
         self._stores: dict[Kind, SnapshotReader] = {}

@@ -9,8 +9,8 @@ from typing import Any
 
 from ops.dashboard.chart import Line, figure
 from ops.dashboard.data import Board, Version, Window, clock, span
-from ops.letters import Letter, readable
-from ops.tables import FIGURES
+from ops.events.dead_letters import Letter, readable
+from ops.terminal.tables import FIGURES
 from scorer.client.calls import ItemExplained, Scored
 
 NAMES = {"": "model", "served_": "served", "reference_": "frozen reference"}

@@ -23,7 +23,7 @@ from ops.dashboard.data import Board
 from ops.dashboard.desk import Desk
 from ops.dashboard.panels import View
 from ops.dashboard.reader import Reader
-from ops.ports import is_open
+from ops.machine.ports import is_open
 from schemas.config import Settings, is_loopback
 from schemas.errors import ConfigError
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ops.verbs.score import example_slate
+from ops.simulator.example import example_slate
 from schemas.errors import RequestError
 from schemas.fields import FieldSchema
 

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, cast
 
 from kafka.errors import KafkaError
 
-from ops.cluster import producer
+from ops.kafka.cluster import producer
 from ops.simulator.slates import Scored
 from ops.simulator.store import EventLog
 from schemas.config import Settings
@@ -22,7 +22,7 @@ from scorer.client.access import PLAIN, Access
 TIMEOUT_S = 0.25         # a slate waits this long for its scores, then it is shown in random order
 PROBE_S = 0.05           # the same while the scorer is away: visitors should not all wait for it
 PROBE_EVERY_S = 0.25     # wall seconds between two looks for a scorer that is away
-FLUSH_S = 15             # a store that is told to end has 25 s (ops/run.py) before it is killed
+FLUSH_S = 15             # a store that is told to end has 25 s (ops/running/run.py) before it is killed
 KAFKA_PATIENCE_S = 600   # a broker may be away this long before an event counts as lost
 
 

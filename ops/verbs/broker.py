@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from ops.ports import split_address
+from ops.machine.ports import split_address
 from schemas.config import Settings, is_loopback
 from schemas.errors import ConfigError
 

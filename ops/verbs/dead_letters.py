@@ -30,7 +30,7 @@ def dead_letters(
     With --replay those that can be used now go back into the topic `events`: impressions with the labels that came for
     them, at the log's own time. What would be a dead letter again is told and not sent.
     """
-    from ops import letters as work
+    from ops.events import dead_letters as work
 
     if again and not replay:
         raise ConfigError("--again says what --replay sends: add --replay")

@@ -28,9 +28,9 @@ def demo(
     Exit 1 if counts do not reconcile, the last third has under 60 % of the oracle's lead over 0.5 or less than the
     first third, or the p99 of click to served (mode eager) is over 5 s. It learns a new model each time.
     """
-    from ops.console import progress
-    from ops.demo import demo as run
-    from ops.demo import table
+    from ops.running.demo import demo as run
+    from ops.running.demo import table
+    from ops.terminal.console import progress
 
     name = f"demo-{secrets.token_hex(3)}"
     flags = dict(loaded.overrides) | {"model.name": name, "kafka.prefix": f"{name}-"}

@@ -19,7 +19,7 @@ def doctor(
     Software, field schema, memory for the table, ports, broker, topics, retention. Exit code 1 if a check fails; each
     that does says what to do. Changes nothing.
     """
-    from ops.doctor import examine
+    from ops.running.doctor import examine
 
     report = examine(loaded, os.environ)
     if as_json:

@@ -37,11 +37,12 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="One object on stdout.")] = False,
 ) -> None:
     """Learn a file in one pass, each row scored before it is learnt: the figures of a replay, without Kafka."""
-    from ops import curve, formats
-    from ops.console import progress
-    from ops.evaluate import evaluate as learn
-    from ops.report import compare, report
-    from ops.tables import figure_table, model_table, window_table
+    from ops import formats
+    from ops.offline import curve
+    from ops.offline.evaluate import evaluate as learn
+    from ops.offline.report import compare, report
+    from ops.terminal.console import progress
+    from ops.terminal.tables import figure_table, model_table, window_table
     from schemas import fields
     from schemas.config import the_one
     from schemas.errors import ConfigError

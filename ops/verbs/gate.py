@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal
 import typer
 
 from schemas.config import Settings
-from schemas.control import Order
 
 _Json = Annotated[bool, typer.Option("--json", help="One object on stdout.")]
 _Wait = Annotated[float, typer.Option(min=0, help="Seconds to wait for the trainer's answer.")]
@@ -35,15 +34,17 @@ def release(settings: Settings, *, wait: _Wait = 15.0, as_json: _Json = False) -
 
 
 def _order(settings: Settings, what: Literal["hold", "release"], wait_s: float, as_json: bool) -> None:
-    report = ordered(settings, what, wait_s)
-    print(json.dumps(report) if as_json else order_text(report, wait_s))
+    from ops.versions import orders
+
+    report = orders.to_gate(settings, what, wait_s)
+    print(json.dumps(report) if as_json else orders.to_gate_text(report, wait_s))
     if report["refused"]:
         raise typer.Exit(1)
 
 
 def told(settings: Settings) -> dict[str, Any]:
     """What the trainer said last; as_of_us: when."""
-    from ops.watch import last
+    from ops.watching.journals import last
 
     row = last(settings, "trainer", "trainer.status")
     if row is None or "gate" not in row:
@@ -73,18 +74,3 @@ def status_text(report: dict[str, Any]) -> str:
 
 def _clock(time_us: int) -> str:
     return datetime.fromtimestamp(time_us / 1e6).astimezone().strftime("%H:%M:%S")
-
-
-def ordered(settings: Settings, what: Literal["hold", "release"], wait_s: float) -> dict[str, Any]:
-    """Write an order and wait for what the trainer says."""
-    from ops import control
-
-    order = Order(what=what, model=settings.model.name, ordered_us=time.time_ns() // 1000)
-    return control.ordered(settings, order, wait_s)[0]
-
-
-def order_text(report: dict[str, Any], wait_s: float) -> str:
-    """What came of it."""
-    from ops import control
-
-    return control.order_text(report["order"], report, wait_s)

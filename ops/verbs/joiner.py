@@ -7,7 +7,7 @@ from schemas.config import Settings
 
 def joiner(settings: Settings) -> None:
     """Join impressions and clicks (topic `events`) into labelled examples (topic `examples`), until told to stop."""
-    from ops.topics import hold_to_topics, wait_for_start
+    from ops.kafka.topics import hold_to_topics, wait_for_start
     from stream_trainer.faust_driver import crash
     from stream_trainer.joiner import run
 

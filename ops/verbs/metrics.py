@@ -34,14 +34,15 @@ def metrics(
 ) -> None:
     """The model's figures from the score of each example before it was learnt, those of what was served, which slices moved,
     and how long a click takes to change an answer."""
-    from ops import freshness, tables, windows
-    from ops.watch import last as newest
+    from ops.terminal import tables
+    from ops.watching import freshness, windows
+    from ops.watching.journals import last as newest
 
     now_us = time.time_ns() // 1000
     since_us = windows.moment(since, now_us, "--since") if since else None
     until_us = windows.moment(until, now_us, "--until") if until else None
     if alarms:
-        from ops.alarms import listing, told
+        from ops.watching.alarms import listing, told
 
         standing, over = told(settings, since_us)
         print(json.dumps({"open": standing, "over": over}) if as_json else listing(standing, over, now_us))

@@ -11,7 +11,7 @@ def mirror(settings: Settings) -> None:
     Needs [model] and model.schema as the trainer has them, and a var of its own; the scorer beside it follows that store
     (docs/snapshots.md). What is kept, and how long: snapshot.keep_s here.
     """
-    from ops.topics import wait_for_start
+    from ops.kafka.topics import wait_for_start
     from scorer.versions.mirror import run
 
     wait_for_start(settings, ["model-updates"])

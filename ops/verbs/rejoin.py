@@ -21,7 +21,7 @@ def rejoin(
     The groups are published anew to the topic `events`; those that were before are left out, so the command may be repeated.
     Exit code 1 while their labels are still away.
     """
-    from ops import rejoin as work
+    from ops.events import rejoin as work
 
     found = work.find(settings)
     published = 0 if look else work.rejoin(settings, found, anyway)

@@ -28,10 +28,10 @@ def replay(
 ) -> None:
     """Publish a file's impressions and clicks to the topic `events`, in order, then the tick that closes them."""
     from ops import formats
-    from ops.console import progress
-    from ops.replay import replay as publish
-    from ops.topics import wait_for_start
-    from ops.watch import replays_ended, wait_until_learnt
+    from ops.events.replay import replay as publish
+    from ops.kafka.topics import wait_for_start
+    from ops.terminal.console import progress
+    from ops.watching.journals import replays_ended, wait_until_learnt
     from schemas import fields
 
     wait_for_start(settings, ["events"])

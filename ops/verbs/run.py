@@ -24,6 +24,6 @@ def run(
     Says in one line each how far it is, up to the first served score. FRESHET_KAFKA=host:port uses a Kafka that runs
     already; else one of our own is started on the port of kafka.bootstrap. The processes are those of the Procfile.
     """
-    from ops.run import run as run_all
+    from ops.running.run import run as run_all
 
     raise typer.Exit(run_all(loaded, os.environ, procfile, without or ()))

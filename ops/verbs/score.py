@@ -15,7 +15,6 @@ from schemas.config import Settings
 from schemas.errors import RequestError
 
 if TYPE_CHECKING:
-    from schemas.fields import FieldSchema
     from scorer.client import ItemExplained, Scored
 
 PAIRS_SHOWN = 10
@@ -48,6 +47,8 @@ def score(
 
     An impression event is a slate too: what else is in it is not sent.
     """
+    from ops.machine.ports import reached
+    from ops.simulator.example import example_slate
     from schemas import fields
     from scorer.client import ScorerClient
     from scorer.client.access import access_of
@@ -60,7 +61,8 @@ def score(
         "caller_token_file": token_file,
     }
     access = access_of(replace(settings.score, **{key: file for key, file in given.items() if file}))
-    with ScorerClient(target or default_target(settings), replace(access, tls=access.tls or tls)) as client:
+    target = target or reached(settings.score.host, settings.score.port)
+    with ScorerClient(target, replace(access, tls=access.tls or tls)) as client:
         scored = client.score(
             slate["context"], slate["items"], model=settings.model.name,
             request_id=str(slate.get("impression_id", "")), timeout_s=timeout,
@@ -72,12 +74,6 @@ def score(
         print(json.dumps(as_object(scored) | ({} if told is None else {"explained": explained_as_object(told)})))
     else:
         print("\n\n".join([as_table(scored), *([] if told is None else [explained_as_table(told)])]))
-
-
-def default_target(settings: Settings) -> str:
-    """Where the scorer of these settings listens, seen from this machine."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.score.host, settings.score.host)  # noqa: S104
-    return f"[{host}]:{settings.score.port}" if ":" in host else f"{host}:{settings.score.port}"
 
 
 def read_slate(file: Path | None) -> dict[str, Any]:
@@ -96,31 +92,6 @@ def read_slate(file: Path | None) -> dict[str, Any]:
     if not isinstance(context, Mapping):
         raise RequestError(f'{file}: "context": an object of field and value')
     return {**slate, "context": context}
-
-
-def example_slate(schema: FieldSchema) -> dict[str, Any]:
-    """Three items and a context with every field of the schema; real values where the bundled app store has them."""
-    known: dict[str, list[Any]] = {
-        "user": ["u17"], "country": ["NO"], "gender": ["f"], "age_band": ["25-34"], "hour": [19],
-        "installed": [["games", "music"]], "category": ["games", "food", "music"], "price": [0, 0.99, 2.99],
-        "app_age_h": [3, 40, 500], "tags": [["puzzle", "free"], ["delivery"], []],
-    }
-
-    def value(name: str, kind: str, place: int) -> Any:
-        values = known.get(name) or ([1, 10, 100] if kind == "numeric" else ["a", "b", "c"])
-        return values[place % len(values)]
-
-    fields = [spec for spec in schema.fields if not spec.training_only and spec.name != "item_id"]
-    return {
-        "context": {spec.name: value(spec.name, spec.kind, 0) for spec in fields if spec.side == "context"},
-        "items": [
-            {
-                "id": f"example{place + 1}",
-                "features": {spec.name: value(spec.name, spec.kind, place) for spec in fields if spec.side == "item"},
-            }
-            for place in range(3)
-        ],
-    }
 
 
 def as_object(scored: Scored) -> dict[str, Any]:

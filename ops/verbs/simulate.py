@@ -44,14 +44,15 @@ def simulate(
     Users, apps, tastes and luck come from the seed. One slate in ten is shown in random order; on these it reports the
     AUC of the served scores next to an oracle's, which knows the truth. Without a scorer every order is random.
     """
-    from ops.console import progress
+    from ops.kafka.topics import wait_for_start
+    from ops.machine.ports import reached
     from ops.simulator.drifts import planted
     from ops.simulator.live import GrpcRanker, KafkaLog, Record
     from ops.simulator.options import StoreOptions
     from ops.simulator.report import text
     from ops.simulator.slates import Simulator
     from ops.simulator.store import AppStore, VirtualClock, WallClock
-    from ops.topics import wait_for_start
+    from ops.terminal.console import progress
     from schemas.errors import ConfigError
     from scorer.client.access import access_of
 
@@ -84,7 +85,7 @@ def simulate(
     else:
         _at_signal(lambda: sys.exit(0))  # nothing was sent yet, so there is nothing to end cleanly
         wait_for_start(settings, ["events"])
-        ranker = GrpcRanker(f"{settings.score.host}:{settings.score.port}", settings.model.name, access_of(settings.score))
+        ranker = GrpcRanker(reached(settings.score.host, settings.score.port), settings.model.name, access_of(settings.score))
         log = Record(record, KafkaLog(settings))
         _at_signal(stop.set)
         with progress("simulate", total, "slates") as bar:

@@ -15,7 +15,7 @@ def topics(
     settings: Settings, *, as_json: Annotated[bool, typer.Option("--json", help="One object on stdout.")] = False
 ) -> None:
     """Create the topics that are missing. Existing ones stay as they are; what differs from the settings is told."""
-    from ops.topics import ensure_topics
+    from ops.kafka.topics import ensure_topics
 
     report = ensure_topics(settings)
     if as_json:

@@ -13,7 +13,7 @@ from schemas.config import Settings
 
 if TYPE_CHECKING:
     from ops.formats import Broken
-    from ops.train import Trained
+    from ops.offline.train import Trained
 
 
 def train(
@@ -41,9 +41,9 @@ def train(
     import structlog
 
     from ops import formats
-    from ops.console import progress
-    from ops.tables import window_table
-    from ops.train import train as learn
+    from ops.offline.train import train as learn
+    from ops.terminal.console import progress
+    from ops.terminal.tables import window_table
     from schemas import fields
 
     broken = formats.Broken(strict=strict)

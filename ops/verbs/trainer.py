@@ -12,11 +12,11 @@ def trainer(settings: Settings) -> None:
 
     Orders of model-control (freshet snapshot pin, unpin, rollback) are obeyed meanwhile.
     """
-    from ops.threads import wait_briefly
+    from ops.machine.threads import wait_briefly
 
     wait_briefly(settings.learn.threads, os.environ)
-    from ops.control import Orders
-    from ops.topics import hold_to_topics, wait_for_start
+    from ops.kafka.topics import hold_to_topics, wait_for_start
+    from ops.versions.control import Orders
     from stream_trainer.faust_driver import crash
     from stream_trainer.trainer import run
 

@@ -18,8 +18,8 @@ def updates(
 
     Runs beside the trainer, on its machine; `freshet run` starts it where snapshot.updates is set (docs/snapshots.md).
     """
-    from ops.topics import wait_for_start
-    from ops.updates import run
+    from ops.kafka.topics import wait_for_start
+    from ops.versions.updates import run
 
     wait_for_start(settings, ["model-updates"])
     run(settings, anew)

@@ -1,8 +1,8 @@
 """SIGKILLs at random moments, spread over two joiners, the trainer and the broker, while Criteo's rows flow: `make campaign`.
 
 All else is as it was: every process is started again at once when it ends, whoever ended it. At the end the oracle is
-`ops.evaluate`: the same rows through the same code in one process that nobody kills. On one partition the weights must be
-equal bit for bit, on several every example must have been learnt once.
+`ops.offline.evaluate`: the same rows through the same code in one process that nobody kills. On one partition the weights must
+be equal bit for bit, on several every example must have been learnt once.
 
 How long until learning went on: from the kill until a version holds more examples than rows had been sent by then. Rows
 wait for their window and for a full batch, so that takes a while in quiet times too; the same figure at moments when nobody
@@ -28,12 +28,12 @@ from typing import Any
 import psutil
 
 from ops import formats
-from ops.evaluate import evaluate
+from ops.events.replay import replay
 from ops.formats import EventRecord
-from ops.ports import free_port, is_open
-from ops.replay import replay
-from ops.topics import ensure_topics
-from ops.watch import last, wait_until_learnt
+from ops.kafka.topics import ensure_topics
+from ops.machine.ports import free_port, is_open
+from ops.offline.evaluate import evaluate
+from ops.watching.journals import last, wait_until_learnt
 from schemas.config import Settings, Source, build
 from schemas.errors import SnapshotError
 from scorer.versions.reader import SnapshotReader

@@ -16,10 +16,10 @@ import orjson
 import pytest
 from kafka import KafkaProducer
 
-from ops.cluster import admin, producer
-from ops.letters import letters
-from ops.topics import ensure_topics
-from ops.watch import last
+from ops.events.dead_letters import letters
+from ops.kafka.cluster import admin, producer
+from ops.kafka.topics import ensure_topics
+from ops.watching.journals import last
 from schemas import fields
 from schemas.config import Settings, Source, build
 from schemas.events import time_text

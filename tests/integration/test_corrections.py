@@ -7,14 +7,14 @@ from functools import partial
 from pathlib import Path
 
 from ops import formats
-from ops.evaluate import evaluate
-from ops.replay import replay
+from ops.events.replay import replay
+from ops.kafka.topics import ensure_topics
+from ops.offline.evaluate import evaluate
 from ops.simulator.live import Record
 from ops.simulator.options import StoreOptions
 from ops.simulator.slates import Simulator
 from ops.simulator.store import AppStore, VirtualClock
-from ops.topics import ensure_topics
-from ops.watch import last
+from ops.watching.journals import last
 from schemas.config import Source, build
 from tests.kit.processes import Process, wait_until
 

@@ -21,11 +21,11 @@ from selenium.common.exceptions import NoSuchElementException, StaleElementRefer
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
-from ops.cluster import producer
-from ops.ports import free_port, is_open
-from ops.topics import ensure_topics
-from ops.verbs.snapshot import opened, shown
-from ops.watch import last
+from ops.kafka.cluster import producer
+from ops.kafka.topics import ensure_topics
+from ops.machine.ports import free_port, is_open
+from ops.versions.store import opened, shown
+from ops.watching.journals import last
 from schemas.config import Settings, Source, build
 from scorer.client import ScorerClient
 from tests.kit.processes import Process, wait_until

@@ -12,10 +12,10 @@ from typing import Any
 import orjson
 import pytest
 
-from ops.cluster import producer
-from ops.letters import letters, readable, replay
-from ops.topics import ensure_topics
-from ops.watch import wait_until_learnt
+from ops.events.dead_letters import letters, readable, replay
+from ops.kafka.cluster import producer
+from ops.kafka.topics import ensure_topics
+from ops.watching.journals import wait_until_learnt
 from schemas.config import Settings, Source, build
 from schemas.proto import events_pb2
 from tests.integration.test_exactly_once import running

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ops.ports import free_port
+from ops.machine.ports import free_port
 from schemas.config import JoinConfig
 
 FIGURES = {

@@ -1,6 +1,6 @@
 """Events through real Kafka into weights, with processes killed on the way: each example once, the same bits at the end.
 
-The oracle is `ops.evaluate`: the same events through the same pure code in one process that nobody kills.
+The oracle is `ops.offline.evaluate`: the same events through the same pure code in one process that nobody kills.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from typing import Any
 import pytest
 
 from ops import formats
-from ops.evaluate import evaluate
+from ops.events.replay import replay
 from ops.formats import EventRecord
-from ops.replay import replay
+from ops.kafka.topics import ensure_topics
+from ops.offline.evaluate import evaluate
 from ops.simulator.live import Record
 from ops.simulator.options import StoreOptions
 from ops.simulator.slates import Simulator
 from ops.simulator.store import AppStore, VirtualClock
-from ops.topics import ensure_topics
-from ops.watch import last, wait_until_learnt
-from ops.windows import whole_windows
+from ops.watching.journals import last, wait_until_learnt
+from ops.watching.windows import whole_windows
 from schemas.config import LearnConfig, ModelConfig, Settings, Source, build
 from schemas.snapshot import chunk_key, manifest_key
 from scorer.versions.reader import SnapshotReader

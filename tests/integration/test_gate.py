@@ -10,15 +10,16 @@ from typing import Any
 
 from ops import formats
 from ops.formats import EventRecord
-from ops.ports import free_port
+from ops.machine.ports import free_port
 from ops.simulator.drifts import planted
 from ops.simulator.live import Record
 from ops.simulator.options import StoreOptions
 from ops.simulator.slates import Simulator
 from ops.simulator.store import AppStore, VirtualClock
-from ops.verbs.gate import ordered, status_text, told
-from ops.verbs.snapshot import opened
-from ops.watch import last, wait_until_learnt
+from ops.verbs.gate import status_text, told
+from ops.versions.orders import to_gate
+from ops.versions.store import opened
+from ops.watching.journals import last, wait_until_learnt
 from schemas.config import Settings
 from schemas.journal import newest_rows
 from schemas.snapshot import Manifest
@@ -114,7 +115,7 @@ def test_flipped_labels_never_go_live_until_somebody_says_so(broker: str, prefix
         wait_until(partial(said_after, settings, before), 60, "the trainer is back")
         assert of_hold(settings) == hold
 
-        assert ordered(settings, "release", 30)["obeyed"]
+        assert to_gate(settings, "release", 30)["obeyed"]
         after = newest(settings)
         assert (after.parent, after.examples_learnt) == (kept.number, done["examples_learnt"])
         wait_until(
@@ -123,7 +124,7 @@ def test_flipped_labels_never_go_live_until_somebody_says_so(broker: str, prefix
         wait_until(lambda: not held(settings), 10, "said in the status")
         assert alarms(settings) == []
 
-        assert ordered(settings, "hold", 30)["obeyed"]
+        assert to_gate(settings, "hold", 30)["obeyed"]
         wait_until(partial(held, settings), 10, "held by hand")
         before = now_us(settings)
         crew["trainer"].kill()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ops.cluster import producer
-from ops.watch import last
+from ops.kafka.cluster import producer
+from ops.watching.journals import last
 from schemas.config import Settings
 from stream_trainer.faust_driver import CRASHED
 from tests.kit.logs import click, impression, tick

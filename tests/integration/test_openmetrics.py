@@ -10,8 +10,8 @@ from collections.abc import Mapping
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from ops.topics import ensure_topics
-from ops.watch import last
+from ops.kafka.topics import ensure_topics
+from ops.watching.journals import last
 from schemas.config import Settings, Source, build
 from schemas.events import parse
 from schemas.journal import read

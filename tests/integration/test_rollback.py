@@ -17,12 +17,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ops.control import give
-from ops.evaluate import evaluate
 from ops.formats import EventRecord, first_rows
-from ops.ports import free_port
-from ops.verbs.snapshot import going_back, listed, opened, ordered, shown
-from ops.watch import wait_for_order, wait_until_learnt
+from ops.machine.ports import free_port
+from ops.offline.evaluate import evaluate
+from ops.versions.control import give
+from ops.versions.going_back import going_back
+from ops.versions.orders import about_version
+from ops.versions.store import listed, opened, shown
+from ops.watching.journals import wait_for_order, wait_until_learnt
 from schemas.config import Settings
 from schemas.control import ControlError, Order
 from schemas.snapshot import Manifest
@@ -120,7 +122,7 @@ def test_back_and_on_from_here_under_load(broker: str, prefix: str, tmp_path: Pa
         published(settings, log(settings, tmp_path / "log"), RATE)
         wanted = version_after(settings, ROWS // 8)
         version_after(settings, ROWS // 4)
-        done = ordered(settings, "rollback", wanted.number, "skip", 30)
+        done = about_version(settings, "rollback", wanted.number, "skip", 30)
         assert (done["obeyed"], done["refused"]) == (True, None)
         assert told(settings, done["first"])["weights_digest"] == told(settings, wanted.number)["weights_digest"]
         found = wait_until_learnt(settings, 1, 90)
@@ -171,12 +173,12 @@ def test_pins_and_what_can_be_replayed_are_told(broker: str, prefix: str, tmp_pa
         published(settings, log(settings, tmp_path / "log"), 0)
         wait_until_learnt(settings, 1, 60)
         kept = newest(settings).number
-        assert ordered(settings, "pin", kept, None, 30)["obeyed"]
+        assert about_version(settings, "pin", kept, None, 30)["obeyed"]
         found = version(kept)
         assert (found["pinned"], found["replayable"]) == (True, True)
         crew["trainer"].kill()
         crew["trainer"].restart()
-        assert ordered(settings, "unpin", kept, None, 60)["obeyed"]
+        assert about_version(settings, "unpin", kept, None, 60)["obeyed"]
         assert version(kept)["pinned"] is False
         answer = wait_for_order(settings, give(settings, replace(back_to(newest(settings)), version=10**9)), 30)
         assert answer is not None

@@ -26,8 +26,8 @@ import psutil
 import pytest
 import torch
 
-from ops.ports import free_port
-from ops.replay import replay
+from ops.events.replay import replay
+from ops.machine.ports import free_port
 from schemas import echo, fields
 from schemas.bags import Bags
 from schemas.config import Settings

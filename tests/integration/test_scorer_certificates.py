@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
-from ops.ports import free_port
+from ops.machine.ports import free_port
 from schemas.config import Settings
 from schemas.fields import load
 from scorer.client import ScorerClient, ScorerUnavailable

@@ -16,7 +16,7 @@ import psutil
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from ops.ports import free_port
+from ops.machine.ports import free_port
 from ops.settings import of_scorer
 from schemas import journal
 from schemas.config import Settings

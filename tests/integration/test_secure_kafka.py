@@ -23,13 +23,13 @@ from kafka.admin import (
 )
 
 from ops.broker import Broker, Listener, start_broker
-from ops.cluster import admin, producer, wait_for_broker
-from ops.doctor import examine
-from ops.letters import letters
-from ops.ports import free_port
+from ops.events.dead_letters import letters
+from ops.kafka.cluster import admin, producer, wait_for_broker
+from ops.kafka.topics import ensure_topics, wait_for_topics
+from ops.machine.ports import free_port
+from ops.running.doctor import examine
 from ops.settings import Loaded, load
-from ops.topics import ensure_topics, wait_for_topics
-from ops.watch import last
+from ops.watching.journals import last
 from schemas.config import KafkaConfig, Settings, Source, build
 from schemas.errors import BrokerError, ConfigError
 from schemas.events import time_text

@@ -7,11 +7,11 @@ import random
 import orjson
 import pytest
 
-from ops.anew import publish
-from ops.cluster import producer
-from ops.rejoin import LabelsAway, find, rejoin
-from ops.topics import ensure_topics
-from ops.watch import wait_until_learnt
+from ops.events.anew import publish
+from ops.events.rejoin import LabelsAway, find, rejoin
+from ops.kafka.cluster import producer
+from ops.kafka.topics import ensure_topics
+from ops.watching.journals import wait_until_learnt
 from schemas.config import Settings, Source, build
 from tests.integration.test_exactly_once import running
 from tests.kit.logs import click, impression, tick

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 from ops import formats
-from ops.cluster import read_topic
-from ops.evaluate import evaluate
+from ops.events.replay import replay
 from ops.formats import EventRecord
-from ops.replay import replay
-from ops.topics import ensure_topics
-from ops.train import train
-from ops.watch import last, wait_until_learnt
+from ops.kafka.cluster import read_topic
+from ops.kafka.topics import ensure_topics
+from ops.offline.evaluate import evaluate
+from ops.offline.train import train
+from ops.watching.journals import last, wait_until_learnt
 from schemas import fields
 from schemas.config import Settings
 from schemas.examples import decode

@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 from kafka import KafkaConsumer, TopicPartition
 from kafka.admin import KafkaAdminClient
 
-from ops.cluster import consumer as plain_consumer
-from ops.cluster import producer
-from ops.updates import OtherHistory, Sender
+from ops.kafka.cluster import consumer as plain_consumer
+from ops.kafka.cluster import producer
+from ops.versions.updates import OtherHistory, Sender
 from schemas.config import Settings, Source, build
 from schemas.errors import ConfigError, SnapshotError
 from schemas.fields import load

@@ -20,7 +20,7 @@ from mlserver.grpc import dataplane_pb2, dataplane_pb2_grpc
 from mlserver.types import Datatype, InferenceRequest, InferenceResponse, ResponseOutput, TensorData
 from numpy.typing import NDArray
 
-from ops.bench.plain import PlainModel
+from ops.bench.peers.plain import PlainModel
 
 ANSWERED = ("probability", "logit", "rank")
 

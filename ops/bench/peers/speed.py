@@ -1,5 +1,5 @@
 """How fast DeepCTR-Torch and FuxiCTR learn: `python -m ops.bench.peers.speed deepctr|fuxi FOLDER`, in the peers' environment,
-takes turns (ops/bench/turns.py).
+takes turns (ops/bench/measuring/turns.py).
 
 Each is run as its users run it, with its own defaults but for the sizes of the model: DeepCTR-Torch by `fit` with Adam and its
 L2 of 1e-5, FuxiCTR by `train_step` of its trainer with Adam and clipping, on batches that are tensors already. FuxiCTR's DeepFM
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ops.bench.turns import Step, Task, Work, serve
+from ops.bench.measuring.turns import Step, Task, Work, serve
 
 FIT_ROWS = 8192    # of one `fit`, at least four batches: what starting it costs is shared by so many
 

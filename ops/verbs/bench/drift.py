@@ -32,7 +32,7 @@ def drift(
     import structlog
 
     from ops.bench import drift as bench
-    from ops.console import progress
+    from ops.terminal.console import progress
 
     cases = bench.chosen(only)
     plan = bench.Plan(stationary_events=min(stationary, 200_000) if quick else stationary)

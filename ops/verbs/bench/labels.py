@@ -27,7 +27,7 @@ def labels(
     immediate without its correction. [model] and [learn] are as configured, but for the schema.
     """
     from ops.bench import labels as bench
-    from ops.console import progress
+    from ops.terminal.console import progress
 
     learn = replace(settings.learn, guard=False)
     report: dict[str, Any] = {}

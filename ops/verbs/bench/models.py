@@ -30,8 +30,8 @@ def models(
     from ops import formats
     from ops.bench import models as bench
     from ops.bench.peers import environment
-    from ops.console import progress
-    from ops.evaluate import NothingLearnt
+    from ops.offline.evaluate import NothingLearnt
+    from ops.terminal.console import progress
     from schemas import fields
 
     names = bench.chosen(only)

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from ops.doctor import listing
+from ops.running.doctor import listing
 from ops.settings import load
 from schemas.errors import ConfigError
 from scorer.ports.tokens import Tokens, read_token, read_tokens

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ops import formats
-from ops.evaluate import evaluate
+from ops.offline.evaluate import evaluate
 from schemas.bags import Bags
 from schemas.config import LearnConfig, ModelConfig, Settings
 from schemas.fields import parse

@@ -13,8 +13,8 @@ import pytest
 
 from stream_trainer.faust_driver import CRASHED
 from stream_trainer.store import SnapshotStore
-from tests.ops.test_evaluate import ROWS
-from tests.ops.test_evaluate import path as path
+from tests.ops.offline.test_evaluate import ROWS
+from tests.ops.offline.test_evaluate import path as path
 
 PROGRAM = textwrap.dedent("""
     import asyncio
@@ -22,8 +22,8 @@ PROGRAM = textwrap.dedent("""
     import time
     from pathlib import Path
     from ops import formats
-    from ops.file_events import FileEvents
-    from ops.logging import configure
+    from ops.offline.file_events import FileEvents
+    from ops.terminal.logging import configure
     from schemas import fields
     from schemas.config import Source, build
     from schemas.examples import encode

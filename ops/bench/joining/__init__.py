@@ -1,0 +1,1 @@
+"""What `freshet bench join` runs, and the events that it is given."""

@@ -1,0 +1,1 @@
+"""What measurements have in common: turns, seconds by stage, work beside, the error of a difference."""
