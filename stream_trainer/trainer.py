@@ -30,12 +30,12 @@ from schemas import fields
 from schemas.config import Settings
 from schemas.control import ControlError
 from schemas.errors import BrokerError, SnapshotError
-from schemas.examples import Cursor, Examples, ExamplesError, decode
+from schemas.examples import Cursor, ExamplesError, decode
 from schemas.journal import Journal
 from stream_trainer import faust_driver
 from stream_trainer.faust_driver import Kafka, Position, Record
 from stream_trainer.learning.guard import Guard
-from stream_trainer.learning.intake import Batch, Intake
+from stream_trainer.learning.intake import Batch, Intake, Ready
 from stream_trainer.learning.learner import Learner
 from stream_trainer.learning.memory import check_learner
 from stream_trainer.publishing.branch import go_back, told
@@ -46,6 +46,7 @@ from stream_trainer.slots import take_slot
 from stream_trainer.store import SnapshotStore
 from stream_trainer.training import Training
 from stream_trainer.watching.lookout import Lookout
+from stream_trainer.watching.windows import Window
 
 WAITING_RECORDS = 64       # handed over and not learnt: about 64,000 examples, a second's work
 TRACES_PER_VERSION = 32    # clicks followed from their event to the score that used them
@@ -84,13 +85,13 @@ class Trainer:
         check_learner(settings.model, settings.learn, schema, "the trainer's table")
         self._settings = settings
         self._journal = Journal(settings.metrics_dir / "trainer.jsonl")
+        self._lookout = Lookout(settings, schema)
         store = SnapshotStore(settings.store_dir)
         for number, why in store.set_aside_broken_checkpoints().items():
             log.error("checkpoint.broken", number=number, why=why, does="goes on from the one before, learns more again")
         control, self._untold = obey(store, Control.of(store.newest_checkpoint()), orders.waiting())
 
         learner = Learner(settings.model, settings.learn, schema, settings.snapshot.rotation)
-        self._lookout = Lookout(settings, schema)
         guard = Guard(learner)
         self._gate = Gate(settings.gate, schema, learner.score)
         self._publisher = Publisher(
@@ -98,10 +99,11 @@ class Trainer:
         )
         restored = self._publisher.restore()
         self._publisher.control = control
+        keys = self._lookout.marker.keys if self._lookout.marker else None
         intake = Intake(
             schema, settings.learn.batch_rows,
-            {p: Cursor(*place) for p, place in restored.cursors.items()}, restored.tallies, restored.offsets,
-        ) if restored else Intake(schema, settings.learn.batch_rows)
+            {p: Cursor(*place) for p, place in restored.cursors.items()}, restored.tallies, restored.offsets, keys,
+        ) if restored else Intake(schema, settings.learn.batch_rows, keys=keys)
         self._lookout.begin(self._publisher.lineage, control.pinned, store)
         self._next: dict[int, int] = {}       # partition → the offset after the newest record that was read
         self._read_us = self._joined_us = 0   # its time in Kafka; when the newest example that was learnt was joined
@@ -111,10 +113,8 @@ class Trainer:
         self._tell_gate()
         for alarm in self._gate.forgotten(self._lookout.alarms.open, time.time_ns() // 1000):
             self._lookout.alarms.raise_(alarm)
-        self._training = Training(
-            intake, learner, self._lookout.progressive, guard, self._lookout.marker, self._lookout.sampler
-        )
-        self._records: queue.Queue[tuple[int, int, Examples] | None] = queue.Queue()
+        self._training = Training(intake, learner, self._lookout.progressive, guard, self._lookout.marker)
+        self._records: queue.Queue[tuple[int, int, Ready] | None] = queue.Queue()
         self._traces: list[dict[str, int]] = []
         self._replays = intake.tallies["flush"]
         self._status_at = 0.0
@@ -173,7 +173,7 @@ class Trainer:
         except ExamplesError as wrong:
             log.error("examples.unreadable", partition=record.partition, offset=record.offset, error=str(wrong))
         else:
-            self._records.put((record.partition, record.offset, examples))
+            self._records.put((record.partition, record.offset, self._training.intake.ready(examples)))
 
     async def running(self, kafka: Kafka) -> None:
         """See that all goes well; what there is to do is done in the learner's thread."""
@@ -327,7 +327,8 @@ class Trainer:
         if ended:
             self._replays = intake.tallies["flush"]
             self._journal.write({
-                "event": "trainer.replay_ended", **self._figures(), "weights_digest": self._training.learner.digest(),
+                "event": "trainer.replay_ended", **self._figures(self._training.progressive.lifetime()),
+                "weights_digest": self._training.learner.digest(),
             })
 
     def _report(self) -> None:
@@ -335,13 +336,12 @@ class Trainer:
         if now < self._status_at:
             return
         self._status_at = now + STATUS_EVERY_S
-        figures = self._figures()
+        figures = self._figures(self._training.progressive.lately())
         self._lookout.reported(figures)
         self._journal.write({"event": "trainer.status", **figures})
 
-    def _figures(self) -> dict[str, Any]:
+    def _figures(self, lifetime: Window | None) -> dict[str, Any]:
         intake = self._training.intake
-        lifetime = self._training.progressive.lifetime()
         version = self._publisher.store.newest_version()
         seen = self._lookout.figures()
         lost = f"{self._journal.path}: {self._journal.lost:,} rows are lost" if self._journal.lost else None

@@ -4,7 +4,6 @@ evaluate` share it, so that a file and a stream of the same events lead to the s
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from functools import partial
 
 import numpy as np
 import structlog
@@ -13,10 +12,10 @@ from numpy.typing import NDArray
 from stream_trainer.learning.guard import Divergence, Guard
 from stream_trainer.learning.intake import Batch, Intake
 from stream_trainer.learning.learner import Learner
-from stream_trainer.watching.inputs import Sampler
 from stream_trainer.watching.marks import Marker
-from stream_trainer.watching.progressive import Progressive, Window
+from stream_trainer.watching.progressive import Progressive
 from stream_trainer.watching.verdicts import Judged
+from stream_trainer.watching.windows import Window
 
 log = structlog.get_logger()
 
@@ -36,19 +35,17 @@ class Step:
 
 class Training:
     """What is known of the stream (intake), of the world (learner), of how good that is (progressive), and what to do when
-    it is not (guard; None: a new one). marker: says by what each example is watched; None: by nothing. sampler: takes the
-    examples that are looked at field by field; None: none."""
+    it is not (guard; None: a new one). marker: says by what each example is watched; None: by nothing."""
 
     def __init__(
         self, intake: Intake, learner: Learner, progressive: Progressive, guard: Guard | None = None,
-        marker: Marker | None = None, sampler: Sampler | None = None,
+        marker: Marker | None = None,
     ) -> None:
         self.intake = intake
         self.learner = learner
         self.progressive = progressive
         self.guard = guard or Guard(learner)
         self.marker = marker
-        self.sampler = sampler
 
     def step(self, force: bool = False) -> Step | None:
         """Learn the next batch; None if there is nothing to learn or judge. force: an unfilled batch too. Raises Diverged."""
@@ -56,17 +53,17 @@ class Training:
         settled = self.intake.settled()
         if batch is None and not any(settled):
             return None
-        said, found, keys, table = np.empty(0, np.float32), None, None, self.learner.table
+        said, found, table = np.empty(0, np.float32), None, self.learner.table
         before = table.firsts
         if batch is not None:
-            if self.marker is not None:
-                keys = self.marker.keys(batch.bags, batch.source, batch.impression, table.counts)
+            if self.marker is not None and batch.keys is not None:
+                self.marker.note_new(batch.keys, table.counts)
             said, found = self.guard.learn(batch.bags, batch.labels, batch.weights, batch.seen)
         if found is not None:
             self.intake.tallies["relearnt"] += found.relearnt
             log.warning("guard.diverged", does="went back, learnt again with smaller steps", **asdict(found))
-        if batch is not None and self.sampler is not None:
-            self.progressive.note(partial(self.sampler.sample, batch, said, table.first_touched(before), table.bits))
-        judged = self.progressive.verdicts.judge(batch, said, *settled, keys)
+        if batch is not None and self.progressive.sampler is not None:
+            self.progressive.sampler.note(batch, said, table.first_touched(before))
+        judged = self.progressive.verdicts.judge(batch, said, *settled)
         windows = self.progressive.add(judged.probabilities, judged.labels, judged.weights, judged.served, judged.keys)
         return Step(batch, said, judged, windows, found)

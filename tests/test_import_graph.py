@@ -86,6 +86,8 @@ PURE = {
     "stream_trainer/learning/learner.py": {"numpy", "torch"},
     "stream_trainer/learning/optimisers.py": {"torch"},
     "stream_trainer/watching/progressive.py": {"numpy"},
+    "stream_trainer/watching/windows.py": {"numpy"},
+    "stream_trainer/watching/sampling.py": {"numpy"},
     "stream_trainer/watching/marks.py": {"numpy"},
     "stream_trainer/watching/slices.py": {"numpy"},
     "stream_trainer/watching/watch.py": {"numpy"},

@@ -35,7 +35,7 @@ from stream_trainer.joining.corrections import SecondPass
 from stream_trainer.joining.join import BEGINNING, JoinCore
 from stream_trainer.learning.intake import Intake
 from stream_trainer.learning.learner import Learner
-from stream_trainer.watching.progressive import figures
+from stream_trainer.watching.windows import figures
 
 Floats = NDArray[np.float32]
 

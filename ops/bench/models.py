@@ -29,7 +29,7 @@ from schemas.events import Action, Impression, parse
 from schemas.fields import FieldSchema
 from stream_trainer.learning.guard import Guard
 from stream_trainer.learning.learner import Learner
-from stream_trainer.watching.progressive import figures
+from stream_trainer.watching.windows import figures
 
 TOLERANCE = 0.002  # of AUC: what a library's same model may lie away, beyond two standard errors
 

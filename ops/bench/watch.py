@@ -1,13 +1,14 @@
 """What watching costs, on records of a simulated store.
 
-The trainer, as users run it, learns them from Kafka, again and again from nothing, with all watching and with none, in turns:
-the ratio of the medians, by the clock and by CPU time per example. That is what the bar is on.
+The trainer, as users run it, learns them from Kafka, again and again from nothing, with all watching and with none, both at
+once: one runs for a second while the other stands still (SIGSTOP), so that both meet whatever else the machine does. The median
+of the turns' own ratios, by the clock and by CPU time per example: by the clock it is what the bar is on.
 
 And its way from records to weights alone, from memory at full speed, with none of it and with one part after the other, in
 one process: one has its turn while the others rest, a window of examples each, which closes in the middle of it, for many
-rounds; who is first changes with each. A turn ends when the thread beside has done its part. The answer is the median of the
-rounds' own ratios: by the clock, by the CPU time of the learner's thread, and by that of all threads. CPU times hold on a
-machine that others use too; the clock does not.
+rounds; who is first changes with each. A turn ends when the window is closed. The answer is the median of the
+rounds' own ratios: by the clock, by the CPU time of the learner's thread, and by that of all threads, and of the process that
+closes windows. CPU times hold on a machine that others use too; the clock does not.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from tempfile import mkdtemp
 from typing import Any
 
 import numpy as np
+import psutil
 
 from ops.bench.labels import STORE, store_log
 from ops.bench.learning.from_kafka import FromKafka
@@ -43,14 +45,8 @@ from stream_trainer.publishing.gate import Gate
 from stream_trainer.publishing.publisher import Publisher
 from stream_trainer.store import SnapshotStore
 from stream_trainer.training import Step, Training
-from stream_trainer.watching.beside import Beside
-from stream_trainer.watching.drift import Drift
-from stream_trainer.watching.inputs import Sampler
-from stream_trainer.watching.marks import Marker
-from stream_trainer.watching.metric_log import FIELDS_SCHEMA, SCHEMA, MetricLog
+from stream_trainer.watching.lookout import Lookout
 from stream_trainer.watching.progressive import Progressive
-from stream_trainer.watching.reference import Reference
-from stream_trainer.watching.watch import Table, Watch
 
 BAR = 0.05             # of the throughput that watching may cost
 STORE_S = 300.0        # of the simulated store: about 120,000 examples, learnt again and again
@@ -59,7 +55,7 @@ FIRST_WINDOWS = 4      # of a new trainer, not counted: with the first of them t
 LINEAGE = "ab" * 16
 EVERYTHING: Mapping[str, Mapping[str, Any]] = {"off": {"metrics.watch": False, "gate.on": False}, "on": {}}
 WAYS = {               # each with those before it
-    "off": "windows alone (metrics.watch=false)", "watch": "slices, groups, what was served, fields", "drift": "detectors",
+    "off": "windows alone (metrics.watch=false)", "watch": "slices, groups, what was served, fields, detectors",
     "gate": "before versions", "reference": "a version beside (metrics.reference)",
 }
 
@@ -91,47 +87,42 @@ def records(schema: FieldSchema, settings: Settings, seconds: float) -> list[Exa
 
 
 class Way:
-    """A trainer's thread and the one beside it, without Kafka and store."""
+    """A trainer's threads and processes, without Kafka and store."""
 
     def __init__(self, what: str, settings: Settings, schema: FieldSchema, given: Sequence[Examples], folder: Path) -> None:
-        """what: one of WAYS."""
-        self._settings, self._schema, self._given = settings, schema, given
+        """what: one of WAYS. folder: for what is logged."""
         parts = list(WAYS)[1 : list(WAYS).index(what) + 1]
-        metrics, self._logs = settings.metrics, list[MetricLog]()
-        marker = Marker(schema, metrics) if "watch" in parts else None
-        watch = Watch(marker, metrics, self._told) if marker else None
-        self._beside = Beside(_fails)
+        metrics = replace(
+            settings.metrics, watch="watch" in parts, trainer_port=-1, reference="1" if "reference" in parts else ""
+        )
+        self._settings = settings = replace(settings, var=folder / what, metrics=metrics)
+        self._schema, self._given = schema, given
+        self._lookout = Lookout(settings, schema)
         self._learner = Learner(settings.model, settings.learn, schema)
-        self._progressive = Progressive(metrics.window_rows, watch, self._beside)
         self._guard = Guard(self._learner)
-        self._drift = Drift() if "drift" in parts else None
         self._gate = Gate(settings.gate, schema, self._learner.score) if "gate" in parts else None
-        self._marker, self._sampler = marker, Sampler(metrics.sample) if watch and metrics.sample else None
         self._steps = self._learnt()
-        if watch is not None:
-            self._logs = [
-                MetricLog(folder / what / name, LINEAGE, 0, metrics.keep_mb << 20, own)
-                for name, own in (("windows", SCHEMA), ("fields", FIELDS_SCHEMA))
-            ]
         self._spent_s = self._began_s = 0.0                  # of the learner's thread: stands for the clock of a quiet machine
-        self._flush_s = self._version_s = 0.0
+        self._settle_s = self._version_s = 0.0
         self._learnt_rows = self._asked_rows = 0
-        if watch is not None and "reference" in parts:
-            watch.reference = self._pinned(folder / "store")
+        with SnapshotStore(settings.store_dir) as store:
+            if "reference" in parts:
+                self._publish(store)
+            self._lookout.begin(LINEAGE, frozenset(), store)
 
     def turn(self, examples: int) -> Turn:
         """Learn so many, to the batch, with those of earlier turns."""
-        wall, thread, process = time.perf_counter(), time.thread_time(), time.process_time()
+        wall, thread, process = time.perf_counter(), time.thread_time(), _process_s()
         self._began_s = thread
         self._asked_rows += examples
         while self._learnt_rows < self._asked_rows:
             self._learnt_rows += next(self._steps)
-        self._beside.settle()
-        if self._now_s() >= self._flush_s:
-            self._flush_s = self._now_s() + self._settings.snapshot.checkpoint_every_s
-            for log in self._logs:
-                log.flush()
-        turn = Turn(time.perf_counter() - wall, time.thread_time() - thread, time.process_time() - process)
+        if self._now_s() >= self._settle_s:
+            self._settle_s = self._now_s() + self._settings.snapshot.checkpoint_every_s
+            self._lookout.settle()
+        else:
+            self._lookout.rest()
+        turn = Turn(time.perf_counter() - wall, time.thread_time() - thread, _process_s() - process)
         self._spent_s += turn.thread
         return turn
 
@@ -140,16 +131,16 @@ class Way:
         return self._learner.digest()
 
     def close(self) -> None:
-        """End its threads."""
-        self._beside.close()
-        for log in self._logs:
-            log.close()
+        """End its threads and processes."""
+        self._lookout.unexpose()
+        self._lookout.close()
 
     def _learnt(self) -> Iterator[int]:
         """Examples of each step, for ever."""
         while True:
-            intake = Intake(self._schema, self._settings.learn.batch_rows)
-            training = Training(intake, self._learner, self._progressive, self._guard, self._marker, self._sampler)
+            marker = self._lookout.marker
+            intake = Intake(self._schema, self._settings.learn.batch_rows, keys=marker.keys if marker else None)
+            training = Training(intake, self._learner, self._lookout.progressive, self._guard, marker)
             for offset, record in enumerate(self._given):
                 intake.offer(0, offset, record)
                 while (step := training.step()) is not None:
@@ -169,30 +160,20 @@ class Way:
     def _now_s(self) -> float:
         return self._spent_s + time.thread_time() - self._began_s
 
-    def _told(self, windows: Table, own: Table) -> None:
-        for log, table in zip(self._logs, (windows, own), strict=False):
-            log.write(time.time_ns() // 1000, table)
-        if self._drift is not None:
-            self._drift.closed(windows, own, time.time_ns() // 1000)
-
-    def _pinned(self, store_dir: Path) -> Reference:
-        """A version of this model after its first examples."""
+    def _publish(self, store: SnapshotStore) -> None:
+        """Version 1: this model after its first examples."""
         self._learnt_rows = sum(next(self._steps) for _ in range(40))
-        settings = self._settings
-        with SnapshotStore(store_dir) as store:
-            learner = self._learner
-            snapshot = replace(settings.snapshot, rotation=learner.table.rotation)
-            publisher = Publisher(store, learner, Progressive(settings.metrics.window_rows), snapshot, LINEAGE)
-            publisher.restore()
-            version = publisher.maybe_publish(1, force=True)
-            assert version is not None
-            return Reference(store, version.number, settings.model, settings.learn, self._schema)
+        settings, learner = self._settings, self._learner
+        snapshot = replace(settings.snapshot, rotation=learner.table.rotation)
+        publisher = Publisher(store, learner, Progressive(settings.metrics.window_rows), snapshot, LINEAGE)
+        publisher.restore()
+        publisher.maybe_publish(1, force=True)
 
 
-def _fails(error: BaseException) -> None:
-    """On the thread beside: end as the trainer would."""
-    print(f"{type(error).__name__}: {error}", flush=True)
-    os._exit(1)
+def _process_s() -> float:
+    """CPU seconds of this process and of those below it (these to a hundredth)."""
+    below = (one.cpu_times() for one in psutil.Process().children())
+    return time.process_time() + sum(times.user + times.system for times in below)
 
 
 @contextmanager
@@ -246,7 +227,7 @@ def report(turns: dict[str, list[Turn]], examples: int) -> dict[str, Any]:
 def from_kafka(
     loaded: Loaded, turns: int, say: Callable[[str], None], seconds: float = KAFKA_S, own: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """What the whole trainer loses: so many turns of a new one with everything and of one with nothing. own: settings of both.
+    """What the whole trainer loses: so many turns of a new one with everything beside one with nothing. own: settings of both.
 
     Raises TurnFailed, BrokerError."""
     settings = loaded.settings
@@ -259,22 +240,31 @@ def from_kafka(
         kafka = FromKafka(loaded, folder, {"model.schema": settings.model.schema, **(own or {})}, say)
         with kafka.broker(examples, map(encode, given)):
             for number in range(turns):
-                for what in sorted(EVERYTHING, reverse=bool(number % 2)):
-                    after = FIRST_WINDOWS * settings.metrics.window_rows
-                    runs[what].append(kafka.run(settings.learn.threads, f"{what}{number}-", EVERYTHING[what], after))
-                    say(f"turn {number + 1} of {turns} was {what}")
+                order = sorted(EVERYTHING, reverse=bool(number % 2))
+                raced = kafka.race(
+                    settings.learn.threads, {f"{what}{number}-": EVERYTHING[what] for what in order},
+                    FIRST_WINDOWS * settings.metrics.window_rows,
+                )
+                for what in order:
+                    runs[what].append(raced[f"{what}{number}-"])
+                cost = 1 - runs["on"][-1]["examples_per_s"] / runs["off"][-1]["examples_per_s"]
+                say(f"turn {number + 1} of {turns}: {cost:.1%} lost by the clock")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return of_trainers(runs)
 
 
 def of_trainers(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
-    """runs: of each of EVERYTHING, as FromKafka.run gives them. Medians, and what of the throughput is lost by them."""
-    speed = {what: statistics.median(run["examples_per_s"] for run in own) for what, own in runs.items()}
-    cpu = {what: statistics.median(run["trainer_cores"] / run["examples_per_s"] for run in own) for what, own in runs.items()}
+    """runs: of each of EVERYTHING, turn by turn, as FromKafka.run gives them. Medians, and what of the throughput is lost by
+    their own ratios."""
+    each = {
+        "wall": {what: [1 / run["examples_per_s"] for run in own] for what, own in runs.items()},
+        "process": {what: [run["trainer_cores"] / run["examples_per_s"] for run in own] for what, own in runs.items()},
+    }
     return {
-        "examples_per_s": speed, "cpu_us_per_example": {what: 1e6 * each for what, each in cpu.items()},
-        "cost": {"wall": 1 - speed["on"] / speed["off"], "process": 1 - cpu["off"] / cpu["on"]},
+        "examples_per_s": {what: 1 / statistics.median(own) for what, own in each["wall"].items()},
+        "cpu_us_per_example": {what: 1e6 * statistics.median(own) for what, own in each["process"].items()},
+        "cost": {clock: _cost(own["off"], own["on"]) for clock, own in each.items()},
         "turns": {what: [run["examples_per_s"] for run in own] for what, own in runs.items()},
         "cores": os.cpu_count(), "load": list(os.getloadavg()),
     }
@@ -284,7 +274,7 @@ def judged(alone: Mapping[str, Any] | None, trainer: Mapping[str, Any] | None) -
     """All that was measured, and the bar: on the whole trainer, or on its learner alone where that is all there is. Raises
     ConfigError where nothing is."""
     if trainer is not None:
-        seen = trainer["cost"]["wall"]
+        seen = trainer["cost"]["wall"]["median"]
     elif alone is not None:
         seen = alone["cost"][[*WAYS][-1]]["wall"]["median"]
     else:
@@ -299,22 +289,23 @@ def _cost(without: Sequence[float], with_: Sequence[float]) -> dict[str, float]:
     return {"median": median, "quarter": low, "three_quarters": high, "least": 1 - min(without) / min(with_)}
 
 
+def _told(cost: Mapping[str, float]) -> str:
+    return f"{cost['median']:.1%} ({cost['quarter']:.1%} to {cost['three_quarters']:.1%})"
+
+
 def table(found: dict[str, Any]) -> str:
     """The report for a person."""
     lines = []
     if "cost" in found:
         lines = [f"{'':<12}{'examples/s':>12}   lost of it, median (quarters): by the clock, the learner's thread, all threads"]
     for what, speed in found.get("examples_per_s", {}).items():
-        costs = "".join(
-            f"{cost['median']:>9.1%} ({cost['quarter']:.1%} to {cost['three_quarters']:.1%})"
-            for cost in found["cost"].get(what, {}).values()
-        )
+        costs = "".join(f"{_told(cost):>26}" for cost in found["cost"].get(what, {}).values())
         lines.append(f"{what:<12}{speed:>12,.0f}   {costs}")
     if trainer := found["from_kafka"]:
         speed, cost = trainer["examples_per_s"], trainer["cost"]
         lines.append(
             f"The trainer from Kafka: {speed['off']:,.0f} examples/s without, {speed['on']:,.0f} with everything, "
-            f"{cost['wall']:.1%} lost by the clock, {cost['process']:.1%} by CPU time per example"
+            f"{_told(cost['wall'])} lost by the clock, {_told(cost['process'])} by CPU time per example"
         )
     verdict = "met" if found["bar"]["met"] else "MISSED"
     return "\n".join([*lines, f"{verdict}: {found['bar']['seen']:.1%} lost, {BAR:.0%} allowed"])

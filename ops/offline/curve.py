@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from schemas.errors import ConfigError
-from stream_trainer.watching.progressive import Floats, Window, figures
+from stream_trainer.watching.windows import Floats, Window, figures
 
 POINTS = 40         # windows along the curve
 LEAST_ROWS = 200    # of a window: the AUC of fewer is noise

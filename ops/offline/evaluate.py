@@ -22,8 +22,9 @@ from stream_trainer.joining.join import DeadLetter
 from stream_trainer.learning.learner import Learner
 from stream_trainer.learning.memory import check_learner
 from stream_trainer.training import Training
-from stream_trainer.watching.progressive import Progressive, Window, figures
+from stream_trainer.watching.progressive import Progressive
 from stream_trainer.watching.verdicts import Judged, Verdicts, joined
+from stream_trainer.watching.windows import Window, figures
 
 DAY_US = 86_400_000_000
 Floats = NDArray[np.float32]

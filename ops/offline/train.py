@@ -26,7 +26,8 @@ from stream_trainer.learning.memory import check_learner
 from stream_trainer.publishing.publisher import Publisher
 from stream_trainer.store import SnapshotStore
 from stream_trainer.training import Training
-from stream_trainer.watching.progressive import Progressive, Window
+from stream_trainer.watching.progressive import Progressive
+from stream_trainer.watching.windows import Window
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,8 +9,9 @@ says that waiting has been long enough.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import structlog
@@ -20,6 +21,11 @@ from schemas.bags import Bags, concat
 from schemas.examples import Cursor, End, Examples, Stage
 from schemas.fields import FieldSchema, aligned
 from stream_trainer.learning.losses import Seen, concat_seen
+
+# bags of n rows, source and impression (n,) → keys (n, K).
+KeysOf = Callable[[Bags, NDArray[np.int64], NDArray[np.int64]], NDArray[np.uint64]]
+
+_END_NAMES = {int(end): end.name.lower() for end in End}
 
 log = structlog.get_logger()
 
@@ -32,7 +38,8 @@ class Batch:
     at_once: (B,) u8, 1 = final when its click came.
     joined_us: (B,) i64, wall clock of the joiner. served_probability: (B,) f32, NaN = not given.
     source, impression, item: (B,), the row's impression by source partition and offset, and its place there.
-    seen: how labels came about that are not all final, or not of all examples.
+    seen: how labels came about that are not all final, or not of all examples. keys: (B, K) u64, by what each is watched;
+    None = by nothing.
     """
 
     bags: Bags
@@ -46,9 +53,45 @@ class Batch:
     impression: NDArray[np.int64]
     item: NDArray[np.uint16]
     seen: Seen | None = None
+    keys: NDArray[np.uint64] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def rows(self, start: int, stop: int) -> Batch:
+        """Rows start ≤ i < stop, where they stand."""
+        columns = {name: getattr(self, name)[start:stop] for name in _COLUMNS}
+        return Batch(
+            bags=self.bags.slice(start, stop), weights=None if self.weights is None else self.weights[start:stop],
+            seen=None if self.seen is None else self.seen.slice(start, stop),
+            keys=None if self.keys is None else self.keys[start:stop], **columns,
+        )
+
+
+_COLUMNS = ("labels", "click_time_us", "at_once", "joined_us", "served_probability", "source", "impression", "item")
+
+
+def concat_batches(parts: Sequence[Batch]) -> Batch:
+    """One after the other, at least one; a single one as it is."""
+    if len(parts) == 1:
+        return parts[0]
+    weights = None
+    if any(part.weights is not None for part in parts):
+        weights = np.concatenate([np.ones(len(part), np.float32) if part.weights is None else part.weights for part in parts])
+    columns: dict[str, NDArray[Any]] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _COLUMNS}
+    seen = concat_seen([(len(part), part.seen) for part in parts])
+    keys = [part.keys for part in parts if part.keys is not None]
+    return Batch(
+        bags=concat([part.bags for part in parts]), weights=weights, seen=seen,
+        keys=np.concatenate(keys) if len(keys) == len(parts) else None, **columns,
+    )
+
+
+class Ready(NamedTuple):
+    """A record, and all its rows as a batch."""
+
+    examples: Examples
+    batch: Batch
 
 
 @dataclass(slots=True)
@@ -58,6 +101,7 @@ class _Waiting:
     partition: int   # of the topic examples
     offset: int
     examples: Examples
+    batch: Batch     # all its rows
     row: int         # first row that no batch holds
     end: int         # first end that is not counted
 
@@ -82,13 +126,15 @@ class Intake:
 
     def __init__(
         self, schema: FieldSchema, batch_rows: int, cursors: Mapping[int, Cursor] | None = None,
-        tallies: Mapping[str, int] | None = None, resume: Mapping[int, int] | None = None,
+        tallies: Mapping[str, int] | None = None, resume: Mapping[int, int] | None = None, keys: KeysOf | None = None,
     ) -> None:
+        """keys: by what examples are watched; None = by nothing."""
         self.cursors: dict[int, Cursor] = dict(cursors or {})
         self.tallies: Counter[str] = Counter(tallies or {})
         self.resume: dict[int, int] = dict(resume or {})
         self.dropped = 0   # rows behind the cursor: written twice, learnt once
         self.gaps = 0      # records refused
+        self._keys = keys
         self._schema = schema
         self._batch_rows = batch_rows
         self._waiting: deque[_Waiting] = deque()
@@ -102,8 +148,17 @@ class Intake:
         """Rows that wait."""
         return self._rows
 
-    def offer(self, partition: int, offset: int, examples: Examples) -> None:
-        """The next record of a partition of `examples`. Raises SchemaError if a field changed its meaning."""
+    def ready(self, examples: Examples) -> Ready:
+        """A record as batches are cut from it, whatever came before: on any thread. Raises SchemaError if a field changed its
+        meaning."""
+        batch = _whole(self._schema, examples)
+        if self._keys is not None:
+            batch = replace(batch, keys=self._keys(batch.bags, batch.source, batch.impression))
+        return Ready(examples, batch)
+
+    def offer(self, partition: int, offset: int, record: Examples | Ready) -> None:
+        """The next record of a partition of `examples`. Raises SchemaError."""
+        examples, batch = record if isinstance(record, Ready) else self.ready(record)
         source = examples.source_partition
         head = self._heads.get(source)
         if head is not None and examples.after > head:
@@ -115,7 +170,7 @@ class Intake:
         end = examples.first_end_after(head) if head is not None else 0
         self.dropped += row
         self._heads[source] = max(head, examples.through) if head is not None else examples.through
-        self._waiting.append(_Waiting(partition, offset, examples, row, end))
+        self._waiting.append(_Waiting(partition, offset, examples, batch, row, end))
         self._rows += len(examples) - row
         self._settle()
 
@@ -124,19 +179,22 @@ class Intake:
         rows = self._cut()
         if rows < self._batch_rows and not (rows and (force or self._flush_waits())):
             return None
-        parts: list[tuple[Examples, int, int]] = []
+        parts, late = list[Batch](), self.tallies["late_positives"] / max(self.tallies["true_positives"], 1)
         left = rows
         while left:
             first = self._waiting[0]
             count = min(left, first.rows)
-            parts.append((first.examples, first.row, first.row + count))
+            part = first.batch.rows(first.row, first.row + count)
+            parts.append(part if part.seen is None else replace(part, seen=part.seen.with_late(late)))
             first.row += count
             left -= count
             self._learnt_to(first)
             self._settled_before = len(self._settled)
             self._settle()
         self._rows -= rows
-        return self._batch(parts)
+        batch = concat_batches(parts)
+        self._tally(batch.labels, batch.item, batch.seen)
+        return batch
 
     def settled(self) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
         """Impressions, by source and offset, whose labels have all come: before the last row taken, and after it. Each is told
@@ -180,49 +238,20 @@ class Intake:
         self.cursors[source] = max(self.cursors.get(source, place), place)
 
     def _count(self, waiting: _Waiting, stop: int) -> None:
+        """Ends up to `stop`, if they are not counted yet."""
+        if stop <= waiting.end:
+            return
         ends, part = waiting.examples.ends, slice(waiting.end, stop)
+        waiting.end = stop
         reasons = ends.reason[part]
         for reason, count in enumerate(np.bincount(reasons).tolist()):
             if count:
-                self.tallies[End(reason).name.lower()] += count
+                self.tallies[_END_NAMES[reason]] += count
         if ends.item is not None:
-            unlearnt = np.isin(reasons, (End.SAMPLED_OUT, End.SUSPECT))
+            unlearnt = (reasons == End.SAMPLED_OUT) | (reasons == End.SUSPECT)
             self.tallies["impressions"] += int(np.count_nonzero(unlearnt & (ends.item[part] == 0)))
         source = waiting.examples.source_partition
         self._settled += [(source, offset) for offset in ends.offset[part][reasons == End.SETTLED].tolist()]
-        waiting.end = max(waiting.end, stop)
-
-    def _batch(self, parts: list[tuple[Examples, int, int]]) -> Batch:
-        """Columns of the rows taken; and the tallies of what is learnt with them."""
-        bags, labels, weights, clicks, at_once, joined, served, seen = [], [], [], [], [], [], [], []
-        source, impression, item = [], [], []
-        late = self.tallies["late_positives"] / max(self.tallies["true_positives"], 1)
-        for examples, start, stop in parts:
-            rows = slice(start, stop)
-            part = examples.bags.slice(start, stop)
-            bags.append(aligned(self._schema, part, examples.field_numbers, examples.field_digests))
-            labels.append(examples.label[rows])
-            weights.append(examples.weight[rows] if examples.weight is not None else None)
-            clicks.append(examples.click_time_us[rows])
-            at_once.append(examples.at_once[rows] if examples.at_once is not None else np.zeros(stop - start, np.uint8))
-            joined.append(np.full(stop - start, examples.joined_us, np.int64))
-            served.append(examples.served_probability[rows] if examples.served_probability is not None
-                          else np.full(stop - start, np.nan, np.float32))
-            source.append(np.full(stop - start, examples.source_partition, np.int64))
-            impression.append(examples.impression[rows])
-            item.append(examples.item[rows])
-            seen.append((stop - start, _seen(examples, rows, late)))
-        label = np.concatenate(labels)
-        self._tally(label, np.concatenate(item), concat_seen(seen))
-        weight = None
-        if any(part is not None for part in weights):
-            weight = np.concatenate([
-                np.ones(len(own), np.float32) if part is None else part for own, part in zip(labels, weights, strict=True)
-            ])
-        return Batch(
-            concat(bags), label, weight, np.concatenate(clicks), np.concatenate(at_once), np.concatenate(joined),
-            np.concatenate(served), np.concatenate(source), np.concatenate(impression), np.concatenate(item), concat_seen(seen),
-        )
 
     def _tally(self, label: NDArray[np.float32], item: NDArray[np.uint16], seen: Seen | None) -> None:
         """Count what is learnt. Each impression has one item 0, in some record or sampled out; in mode immediate its click is
@@ -240,13 +269,27 @@ class Intake:
         self.tallies["impressions"] += int(heads.sum())
 
 
-def _seen(examples: Examples, rows: slice, late: float) -> Seen | None:
-    """How the labels of a record's rows came about; None: all are final, and of all examples."""
-    if examples.stage is None and not examples.negative_rate:
-        return None
-    count = rows.stop - rows.start
-    return Seen(
-        np.full(count, Stage.FINAL, np.uint8) if examples.stage is None else examples.stage[rows],
-        np.full(count, late, np.float32), np.full(count, examples.negative_rate or 1.0, np.float32),
+def _whole(schema: FieldSchema, examples: Examples) -> Batch:
+    """All rows of a record, as they lie there. Raises SchemaError."""
+    count = len(examples)
+    served = examples.served_probability
+    return Batch(
+        bags=aligned(schema, examples.bags, examples.field_numbers, examples.field_digests), labels=examples.label,
+        weights=examples.weight, click_time_us=examples.click_time_us,
+        at_once=np.zeros(count, np.uint8) if examples.at_once is None else examples.at_once,
+        joined_us=np.full(count, examples.joined_us, np.int64),
+        served_probability=np.full(count, np.nan, np.float32) if served is None else served,
+        source=np.full(count, examples.source_partition, np.int64), impression=examples.impression, item=examples.item,
+        seen=_seen(examples),
     )
 
+
+def _seen(examples: Examples) -> Seen | None:
+    """How the labels of a record's rows came about, but for how many are late; None: all are final, and of all examples."""
+    if examples.stage is None and not examples.negative_rate:
+        return None
+    count = len(examples)
+    return Seen(
+        np.full(count, Stage.FINAL, np.uint8) if examples.stage is None else examples.stage, np.zeros(count, np.float32),
+        np.full(count, examples.negative_rate or 1.0, np.float32),
+    )

@@ -54,6 +54,10 @@ class Seen:
         """Examples start ≤ i < stop."""
         return Seen(self.stage[start:stop], self.late[start:stop], self.rate[start:stop])
 
+    def with_late(self, late: float) -> Seen:
+        """With that share of the actions late, of all of them."""
+        return Seen(self.stage, np.full(len(self), late, np.float32), self.rate)
+
 
 def concat_seen(parts: Sequence[tuple[int, Seen | None]]) -> Seen | None:
     """One after the other, each with its number of examples; None = all final."""

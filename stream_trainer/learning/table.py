@@ -107,10 +107,9 @@ class Table:
         """How often rows were touched for the first time, until the next snapshot; for `first_touched`."""
         return len(self._fresh)
 
-    def first_touched(self, since: int) -> RowNumbers:
-        """Rows touched for the first time since `firsts` was that, with no snapshot between: mostly none."""
-        new = self._fresh[since:]
-        return torch.cat(new).cpu().numpy() if new else np.empty(0, np.int64)
+    def first_touched(self, since: int) -> list[RowNumbers]:
+        """Rows touched for the first time since `firsts` was that, with no snapshot between, as they came: mostly none."""
+        return [new.cpu().numpy() for new in self._fresh[since:]]
 
     def counts(self, ids: Ids) -> Floats:
         """How many examples the row of each id was in: (n,). Where rows do not count them, infinity if it was ever touched."""

@@ -231,8 +231,13 @@ class Series:
         self._apart = apart
 
 
+def load() -> None:
+    """The detectors' library: a second of CPU, which whoever makes the first of them needs else."""
+    import river.drift  # noqa: F401
+
+
 def _page_hinkley(kind: Kind) -> Any:
-    from river.drift import PageHinkley  # here: it takes a second, and a learner that restarts has none to lose
+    from river.drift import PageHinkley
 
     return PageHinkley(
         min_instances=1, delta=ALLOWED, threshold=kind.threshold, alpha=1.0, mode="up" if kind.ways > 0 else "both"

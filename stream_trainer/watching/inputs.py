@@ -1,8 +1,7 @@
 """What the model is fed with, field by field: how often a value is missing, how often it is one never seen before, and how far
 its values have moved from those of the windows before. Pure: batches in, a table per window out.
 
-All is taken from a sample of the examples, one in so many, chosen by a hash of their identity: the same ones whoever asks, and
-of a slate mostly one or two, so that what its items share counts about once.
+All is taken from a sample of the examples (sampling.py).
 
 How far values moved is the population stability index, Σ (p − q)·ln(p / q) over bins: p their shares in this window, q in the
 windows before, one that ended n examples ago counting 2^(−n / half-life). An id is a hash, so its upper bits are its bin, one
@@ -15,18 +14,15 @@ Source: Siddiqi, Credit Risk Scorecards, 2006, for the index; Yurdakul, Statisti
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.bags import Bags, Ids, concat, made
 from schemas.fields import FieldSchema
 from schemas.hashing import hash_missing
-from stream_trainer.learning.intake import Batch
-from stream_trainer.watching.verdicts import when_learnt
+from stream_trainer.watching.sampling import Sample
 
 Table = dict[str, Any]
 Floats = NDArray[np.float32]
@@ -39,77 +35,6 @@ FIELD_COLUMNS = (
     "first_row", "last_row", "field", "rows", "values", "missing_share", "unseen_share", "psi", "psi_chance", "bins",
 )
 _SHIFT = np.uint64(58)            # 64 bits to 64 bins
-_HALF = np.uint64(32)
-_MIX = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F), np.uint64(0x165667B19E3779F9))
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Sample:
-    """s examples. bags: s rows. unseen: (n,) bool, ids that no example had had. said, labels, weights: (s,) f32, what the model
-    said before it learnt them, what became of them, what they count for; weight NaN: their labels were not final then.
-    share: (s,) f32, of the chance that was said, what is judged (1; mode corrected: what comes in time)."""
-
-    bags: Bags
-    unseen: NDArray[np.bool_]
-    said: Floats
-    labels: Floats
-    weights: Floats
-    share: Floats
-
-    def __len__(self) -> int:
-        return len(self.said)
-
-
-class Sampler:
-    """Takes the examples that are looked at from batches that were learnt."""
-
-    def __init__(self, one_in: int) -> None:
-        self._most = np.uint64((1 << 64) // one_in - 1)
-
-    def sample(self, batch: Batch, said: Floats, first: NDArray[np.int64], bits: int) -> Sample:
-        """said: (B,), before it was learnt. first: rows of the table of 2^bits that were touched for the first time by it."""
-        bags = batch.bags
-        rows = identity(batch.source, batch.impression, batch.item) <= self._most                   # (B,)
-        lengths = bags.all_lengths().reshape(len(bags), -1)                                         # (B, F)
-        own = np.repeat(rows, lengths.sum(axis=1, dtype=np.int64))                                  # (n,)
-        some = made(
-            bags.fields, bags.ids[own], None if bags.values is None else bags.values[own],
-            None if bags.lengths is None else lengths[rows].reshape(-1),
-        )
-        mask = np.uint64((1 << bits) - 1)
-        unseen = among((some.ids & mask).view(np.int64), first)
-        return Sample(some, unseen, said[rows], batch.labels[rows], *when_learnt(batch, rows))
-
-
-def identity(source: NDArray[np.int64], impression: NDArray[np.int64], item: NDArray[np.uint16]) -> Ids:
-    """64 bits of each example's identity. (B,) each."""
-    mixed = np.multiply(item, _MIX[0], dtype=np.uint64)
-    mixed += impression.view(np.uint64)
-    mixed *= _MIX[1]
-    mixed += source.view(np.uint64)
-    mixed ^= mixed >> _HALF
-    mixed *= _MIX[2]
-    return mixed
-
-
-def among(numbers: NDArray[np.int64], some: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Which numbers are some of those: (n,). As np.isin; for a few hundred among a few at less than half its time."""
-    if not len(some):
-        return np.zeros(len(numbers), np.bool_)
-    rising = np.sort(some)
-    found: NDArray[np.bool_] = rising.take(rising.searchsorted(numbers), mode="clip") == numbers
-    return found
-
-
-def together(parts: Sequence[Sample]) -> Sample | None:
-    """One after the other; None of none."""
-    if not parts:
-        return None
-    if len(parts) == 1:
-        return parts[0]
-    names = ("unseen", "said", "labels", "weights", "share")
-    columns = (np.concatenate([getattr(part, name) for part in parts]) for name in names)
-    return Sample(concat([part.bags for part in parts]), *columns)
 
 
 class Inputs:
@@ -194,22 +119,3 @@ def magnitude(values: Floats) -> NDArray[np.intp]:
     with np.errstate(divide="ignore"):
         half = np.clip(np.floor(2 * np.log2(np.abs(values.astype(np.float64)))), -15, 15)
     return np.where(values == 0, 32, 32 + np.sign(values) * (half + 16)).astype(np.intp)
-
-
-def state_of(sample: Sample | None) -> dict[str, NDArray[Any]]:
-    """Of what waits, for the checkpoint."""
-    if sample is None:
-        return {}
-    bags = sample.bags
-    found: dict[str, NDArray[Any]] = {"ids": bags.ids, "width": np.array([bags.fields], np.int64), "unseen": sample.unseen}
-    found |= {} if bags.values is None else {"values": bags.values}
-    found |= {} if bags.lengths is None else {"lengths": bags.lengths}
-    return found | {name: getattr(sample, name) for name in ("said", "labels", "weights", "share")}
-
-
-def sample_of(state: Mapping[str, NDArray[Any]]) -> Sample | None:
-    """As `state_of` was given it."""
-    if "ids" not in state:
-        return None
-    bags = made(int(state["width"][0]), state["ids"], state.get("values"), state.get("lengths"))
-    return Sample(bags, *(state[name] for name in ("unseen", "said", "labels", "weights", "share")))

@@ -1,4 +1,4 @@
-"""What keeps an eye on a trainer: windows, closed beside the learner's thread, become lines of the logs and alarms of drift;
+"""What keeps an eye on a trainer: windows, closed beside the learner's process, become lines of the logs and alarms of drift;
 once a second its status becomes alarms of its health; and all of it can be scraped."""
 
 from __future__ import annotations
@@ -17,33 +17,27 @@ from stream_trainer.store import SnapshotStore
 from stream_trainer.watching import exposition, health
 from stream_trainer.watching.alarms import Alarms
 from stream_trainer.watching.beside import Beside
-from stream_trainer.watching.drift import REMEMBERED, Drift
-from stream_trainer.watching.inputs import Sampler
-from stream_trainer.watching.looking_back import newest_windows
+from stream_trainer.watching.closing import ClosingApart, News
 from stream_trainer.watching.marks import Marker
-from stream_trainer.watching.metric_log import FIELDS_SCHEMA, SCHEMA, MetricLog
 from stream_trainer.watching.progressive import Progressive
 from stream_trainer.watching.reference import asked_for
-from stream_trainer.watching.watch import Table, Watch
+from stream_trainer.watching.sampling import Sampler
 
 
 class Lookout:
-    """Of one trainer. marker, sampler: by what each example is watched; None where metrics.watch is off. alarms: from `begin`
-    on."""
+    """Of one trainer. marker: by what each example is watched; None where metrics.watch is off. alarms: from `begin` on."""
 
     alarms: Alarms
 
     def __init__(self, settings: Settings, schema: FieldSchema) -> None:
+        """To be made before the table is (ClosingApart)."""
         metrics = settings.metrics
         self._settings, self._schema = settings, schema
-        self._beside = Beside(faust_driver.crash)
         self.marker = Marker(schema, metrics) if metrics.watch else None
-        self._watch = Watch(self.marker, metrics, self._told) if self.marker else None
-        self.sampler = Sampler(metrics.sample) if self._watch is not None and metrics.sample else None
-        self.progressive = Progressive(metrics.window_rows, self._watch, self._beside)
-        self._logs: list[MetricLog] = []      # of windows and slices, of fields
-        self._drift = Drift()
-        self._window: dict[str, Any] | None = None                   # the newest one's line
+        self._closing = ClosingApart(settings, self.marker) if self.marker else None
+        self._beside = Beside(faust_driver.crash)
+        self._sampler = Sampler(metrics.sample, settings.model.bits) if metrics.watch and metrics.sample else None
+        self.progressive = Progressive(metrics.window_rows, self._closing, self._beside, self._sampler)
         self._status: tuple[float, Mapping[str, Any]] | None = None  # when (monotonic s), and the figures of then
 
     def begin(self, lineage: str, pinned: frozenset[int], store: SnapshotStore) -> None:
@@ -54,29 +48,29 @@ class Lookout:
         )
         self._health = health.Health(self.alarms.open)
         self._exposition = exposition.Exposition("metrics.trainer_port", metrics.trainer_port, self._families)
-        if self._watch is not None:
-            self._watch.reference = asked_for(
-                metrics.reference, pinned, store, settings.model, settings.learn, self._schema
-            )
-            self._logs = [
-                MetricLog(folder, lineage, rows, metrics.keep_mb << 20, own)
-                for folder, own in ((settings.windows_dir, SCHEMA), (settings.fields_dir, FIELDS_SCHEMA))
-            ]
-            self._beside.give(partial(self._look_back, lineage, rows))
+        if self._sampler is not None:
+            self._sampler.still = asked_for(metrics.reference, pinned, store, settings.model, settings.learn, self._schema)
+        if self._closing is not None:
+            self._closing.begin(lineage, rows, self.alarms.raise_)
+            self._beside.give(partial(self._closing.look_back, lineage, rows, self.alarms.open))
 
     # --- the learner's thread ---
 
+    def rest(self) -> None:
+        """Returns when all windows that are complete are closed."""
+        self._beside.settle()
+
     def settle(self) -> None:
         """All windows that are complete are in the logs: what a checkpoint holds is not learnt again."""
-        self._beside.settle()
-        for written in self._logs:
-            written.flush()
+        self.rest()
+        if self._closing is not None:
+            self._closing.flush()
 
     def figures(self) -> dict[str, Any]:
         """For the status."""
+        news = self._news
         return {
-            "windows_unwritten": next((one.trouble for one in self._logs if one.trouble), None),
-            "windows_lost": sum(one.lost for one in self._logs),
+            "windows_unwritten": news.trouble, "windows_lost": news.lost,
             "metrics_port": self._exposition.port, "alarms_dropped": self.alarms.dropped,
         }
 
@@ -87,8 +81,8 @@ class Lookout:
     def close(self) -> None:
         """Tell all that was seen, and end."""
         self._beside.close()
-        for written in self._logs:
-            written.close()
+        if self._closing is not None:
+            self._closing.end()
         self.alarms.close()
 
     # --- the event loop ---
@@ -107,25 +101,13 @@ class Lookout:
         """No more scrapes."""
         self._exposition.close()
 
-    # --- the thread beside, and the server's ---
-
-    def _told(self, windows: Table, fields: Table) -> None:
-        """A window is closed: its lines, and those of its fields."""
-        now_us = time.time_ns() // 1000
-        self._window = {name: column[0] for name, column in windows.items() if len(column)}
-        for written, table in zip(self._logs, (windows, fields), strict=False):   # while a checkpoint is restored, none
-            written.write(now_us, table)
-        if self._logs:
-            for alarm in self._drift.closed(windows, fields, now_us):
-                self.alarms.raise_(alarm)
-
-    def _look_back(self, lineage: str, rows: int) -> None:
-        """What is usual, by the windows that the checkpoint knows."""
-        before = newest_windows(self._settings.windows_dir, self._settings.fields_dir, lineage, rows, REMEMBERED)
-        self._drift, over = Drift.rebuilt(before, self.alarms.open)
-        for alarm in over:
-            self.alarms.raise_(alarm)
+    # --- the server's threads ---
 
     def _families(self) -> Iterator[Metric]:
         status = None if self._status is None else self._status[1]
-        return exposition.of_trainer(status, self._window, self.alarms.open, time.time_ns() // 1000)
+        return exposition.of_trainer(status, self._news.newest, self.alarms.open, time.time_ns() // 1000)
+
+    @property
+    def _news(self) -> News:
+        """Of windows."""
+        return News() if self._closing is None else self._closing.news

@@ -63,17 +63,14 @@ class Verdicts:
         """Impressions that wait."""
         return len(self._held)
 
-    def judge(
-        self, batch: Batch | None, said: Floats, before: Sequence[Key], after: Sequence[Key], keys: Keys | None = None
-    ) -> Judged:
-        """before, after: impressions that are settled before the batch's last row, and after it (Intake.settled). keys: of the
-        batch's rows, as in Judged; None = they are not watched.
+    def judge(self, batch: Batch | None, said: Floats, before: Sequence[Key], after: Sequence[Key]) -> Judged:
+        """before, after: impressions that are settled before the batch's last row, and after it (Intake.settled).
 
         In order: those before of earlier batches, what is final in this batch, those before of this one, those after.
         """
         if batch is None:
             return self._settle([*before, *after])
-        keys = np.empty((len(batch), 0), np.uint64) if keys is None else keys
+        keys = np.empty((len(batch), 0), np.uint64) if batch.keys is None else batch.keys
         self._width = keys.shape[1]
         if batch.seen is None:
             now = Judged(said, batch.labels, _weights(batch), batch.source, batch.impression, batch.served_probability, keys)
@@ -163,7 +160,7 @@ class Verdicts:
                 held.clicked.add(item)
 
 
-def when_learnt(batch: Batch, rows: NDArray[np.bool_]) -> tuple[Floats, Floats]:
+def when_learnt(batch: Batch, rows: NDArray[np.intp]) -> tuple[Floats, Floats]:
     """Of those rows: what each counts for in figures, NaN where it is judged later or never; and what share of the chance that
     was said is judged."""
     weights = _weights(batch)[rows]

@@ -12,18 +12,18 @@ its two classes meet in one window only where windows last much longer than that
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.bags import Bags
 from schemas.config import MetricsConfig
 from stream_trainer.watching import slices
-from stream_trainer.watching.inputs import Inputs, Sample
+from stream_trainer.watching.inputs import Inputs
 from stream_trainer.watching.marks import Keys, Marker
-from stream_trainer.watching.progressive import Rows, Tally, Window
+from stream_trainer.watching.sampling import Sample
 from stream_trainer.watching.slices import Array, ByValue, Codes, Scored
+from stream_trainer.watching.windows import Rows, Tally, Window
 
 Table = dict[str, Any]         # column → an array or list of one value per line; NaN and None = does not exist
 
@@ -46,25 +46,15 @@ COLUMNS = (
 )
 
 
-class Still(Protocol):
-    """A model that does not learn."""
-
-    version: int
-
-    def score(self, bags: Bags) -> NDArray[np.float32]:
-        """(n,) probabilities."""
-
-
 class Watch:
     """Makes a table of each window: a line for the whole, whose field and value are empty, and one per slice; and one of its
-    fields. reference: a version that stands still beside the model; None: there is none."""
+    fields."""
 
     def __init__(self, marker: Marker, config: MetricsConfig, told: Callable[[Table, Table], None] | None = None) -> None:
         """told: takes the tables of each window and of its fields, on the thread that closes windows; None: those of windows
         wait for `take`."""
         self._marker = marker
         self._config = config
-        self.reference: Still | None = None
         self._tallies = {name: Tally(BINS) for name in _TALLIES}
         self._inputs = Inputs(marker.schema, config.half_life_rows)
         self._tables: list[Table] = []
@@ -126,17 +116,17 @@ class Watch:
     def _beside(self, sample: Sample | None) -> dict[str, Any]:
         """Figures of the sample's rows that were judged when they were learnt: of the model, of the reference."""
         found: dict[str, Any] = dict.fromkeys(score + name for score in BESIDE for name in (*COUNTS, *FIGURES))
-        if sample is None or self.reference is None:
+        if sample is None or sample.still is None:
             return found | {"reference_version": None}
-        judged = np.isfinite(sample.weights)
+        judged = sample.judged
         labels, weights, share = sample.labels[judged], sample.weights[judged], sample.share[judged]
-        said = {"own_": sample.said[judged]}
-        said["reference_"] = self.reference.score(sample.bags.take(np.flatnonzero(judged))) if judged.any() else said["own_"]
+        version, still = sample.still
+        said = {"own_": sample.said[judged], "reference_": still}
         for score in BESIDE:
             scored = Scored.of(said[score] * share, labels, weights)
             columns = _columns(score, [slices.by_value(scored, np.zeros(len(labels), np.intp), 1)])
             found |= {name: column[0].item() for name, column in columns.items()}
-        return found | {"reference_version": self.reference.version}
+        return found | {"reference_version": version}
 
     def _count(self, scored: Scored, served: Scored) -> None:
         factor = 2.0 ** (-len(scored.said) / self._config.half_life_rows)

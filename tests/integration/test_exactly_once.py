@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from ops import formats
@@ -32,6 +33,7 @@ from ops.watching.windows import whole_windows
 from schemas.config import LearnConfig, ModelConfig, Settings, Source, build
 from schemas.snapshot import chunk_key, manifest_key
 from scorer.versions.reader import SnapshotReader
+from stream_trainer.faust_driver import CRASHED
 from stream_trainer.store import SnapshotStore
 from tests.conftest import SHARED
 from tests.kit.processes import Process, wait_until
@@ -137,8 +139,27 @@ def test_five_kills_change_no_bit_of_the_weights(scene: Scene, broker: str, pref
         assert_as_if_nobody_was_killed(settings, scene.log(settings, tmp_path / "log"))
 
 
-def _beyond(settings: Settings, examples: int) -> bool:
-    return learnt(settings) > examples
+def _beyond(settings: Settings, examples: int, since_us: int = 0) -> bool:
+    """Whether a status from then on says so."""
+    row = last(settings, "trainer", "trainer.status")
+    return row is not None and row["examples_learnt"] > examples and row["time_us"] >= since_us
+
+
+def test_the_process_that_closes_windows_killed_changes_no_window(broker: str, prefix: str, tmp_path: Path) -> None:
+    """The trainer ends with it, by the code of a crash, and goes on as after one of its own: the same windows, once each."""
+    settings = made(broker, prefix, tmp_path / "var")
+    with running(settings) as crew:
+        published(settings, rows(settings, tmp_path / "log"), 400)
+        for turn in range(3):
+            began_us = time.time_ns() // 1000
+            wait_until(partial(_beyond, settings, ROWS * (turn + 1) // 5, began_us), 60, f"learning before kill {turn + 1}")
+            (windows,) = psutil.Process(crew["trainer"].pid).children()
+            assert windows.name() == "freshet-windows"
+            windows.kill()
+            wait_until(lambda: not crew["trainer"].alive, 30, "the trainer's end")
+            assert crew["trainer"].stop() == CRASHED
+            crew["trainer"].restart()
+        assert_as_if_nobody_was_killed(settings, rows(settings, tmp_path / "log"))
 
 
 def test_the_broker_killed_and_started_again_loses_nothing(own_broker: Callable[..., Any], tmp_path: Path) -> None:

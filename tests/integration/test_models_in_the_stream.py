@@ -20,7 +20,8 @@ from scorer.answers.engine import Blueprint, Engine, load
 from stream_trainer.learning.learner import Diverged, Learner
 from stream_trainer.publishing.publisher import Publisher
 from stream_trainer.store import SnapshotStore
-from stream_trainer.watching.progressive import Progressive, figures
+from stream_trainer.watching.progressive import Progressive
+from stream_trainer.watching.windows import figures
 
 pytestmark = pytest.mark.integration
 

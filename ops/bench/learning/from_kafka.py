@@ -10,14 +10,14 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import psutil
@@ -34,6 +34,7 @@ from schemas.journal import newest
 
 STOP_TIMEOUT_S = 60.0
 LOOK_EVERY_S = 0.1
+SLICE_S = 1.0              # that one of several trainers runs while the others stand still
 STALLED_S = 60.0           # nothing learnt for so long
 SAMPLE_S = 20.0            # between two looks at a steady trainer's memory
 STEADY_BITS = 18           # of its table: full after some minutes
@@ -115,47 +116,38 @@ class FromKafka:
         )
         return found
 
-    def run(
-        self, threads: int, name: str = "learn", own: Mapping[str, Any] = MappingProxyType({}), after: int = 0
-    ) -> dict[str, Any]:
+    def run(self, threads: int) -> dict[str, Any]:
         """Examples a second that a new trainer learnt, how many cores it and the broker took, and what share of the time its
-        learner waited for examples. name: of this run, once in a bench; own: settings of it alone; after: of the first so many
-        examples nothing is counted. Raises TurnFailed."""
-        name = f"{name}{threads}"
-        loaded = self._with(name, threads, own=own)
-        settings = loaded.settings
-        journal = settings.metrics_dir / "trainer.jsonl"
-        seen: list[tuple[int, float, float, float, float]] = []  # examples; seconds: clock, CPU of trainer, of broker, idle
-        moved = time.monotonic()
-        with self._trainer(name, loaded) as child:
-            while not seen or seen[-1][0] < self._examples:
-                time.sleep(LOOK_EVERY_S)
-                row = newest(journal, "trainer.replay_ended") or newest(journal, "trainer.status")
-                if row is not None and row["examples_learnt"] > (seen[-1][0] if seen else -1):
-                    moved = time.monotonic()
-                    cpu = _cpu_s(child.pid), _cpu_s(self._broker_pid)
-                    seen.append((row["examples_learnt"], row["time_us"] / 1e6, *cpu, row["idle_s"]))
-                if child.poll() is not None or time.monotonic() - moved > STALLED_S:
-                    raise TurnFailed(
-                        f"the trainer learnt {seen[-1][0] if seen else 0:,} of {self._examples:,} examples, its exit code is "
-                        f"{child.poll()}:\n{_end_of(self._folder / f'{name}.log')}"
-                    )
-        # What the first second learnt was waiting already, and the end waits for a last version: where there are enough
-        # lines between, those two are left out.
-        seen = [one for one in seen if one[0] >= after]
-        if len(seen) < 2:
-            raise TurnFailed(f"{len(seen)} status lines from example {after:,} to {self._examples:,}: give the trainer more")
-        first, last = (seen[1], seen[-2]) if len(seen) > 4 else (seen[0], seen[-1])
-        examples, seconds, *spent = (after - before for before, after in zip(first, last, strict=True))
-        trainer, broker, idle = (part / seconds for part in spent)
-        found = {
-            "threads": threads, "examples": examples, "seconds": seconds, "examples_per_s": examples / seconds,
-            "trainer_cores": trainer, "broker_cores": broker, "idle": idle,
-        }
-        self._say(
-            f"from Kafka, {threads} threads: {found['examples_per_s']:,.0f} examples/s, trainer {trainer:.2f} cores, broker "
-            f"{broker:.2f}, its learner idle {idle:.0%} of the time"
-        )
+        learner waited for examples. Raises TurnFailed."""
+        return self.race(threads, {"learn": {}})["learn"]
+
+    def race(self, threads: int, own: Mapping[str, Mapping[str, Any]], after: int = 0) -> dict[str, dict[str, Any]]:
+        """The same of several, each with settings of its own: one runs while the others stand still, SLICE_S after SLICE_S, so
+        that whatever else the machine does meets all of them alike. own: name, once in a bench, → settings; after: of the first
+        so many examples nothing is counted. Raises TurnFailed."""
+        with ExitStack() as stack:
+            racers = []
+            for name, settings in own.items():
+                loaded = self._with(f"{name}{threads}", threads, own=settings)
+                child = stack.enter_context(self._trainer(f"{name}{threads}", loaded))
+                racers.append(racer := _Racer(child, loaded, self._examples, self._folder / f"{name}{threads}.log"))
+                stack.callback(racer.go)                  # one that stands still cannot be told to end
+                racer.stand()
+            while running := [racer for racer in racers if not racer.done]:
+                for racer in running:
+                    racer.go()
+                    until = time.monotonic() + SLICE_S
+                    while not racer.done and (time.monotonic() < until or len(running) == 1):
+                        time.sleep(LOOK_EVERY_S)
+                        racer.look(_cpu_s(self._broker_pid))
+                    racer.stand()
+        found = {}
+        for name, racer in zip(own, racers, strict=True):
+            found[name] = one = {"threads": threads, **racer.speed(after)}
+            self._say(
+                f"from Kafka, {name}, {threads} threads: {one['examples_per_s']:,.0f} examples/s, trainer "
+                f"{one['trainer_cores']:.2f} cores, broker {one['broker_cores']:.2f}, its learner idle {one['idle']:.0%}"
+            )
         return found
 
     @contextmanager
@@ -173,11 +165,11 @@ class FromKafka:
             shutil.rmtree(loaded.settings.store_dir, ignore_errors=True)
 
     def _with(
-        self, name: str, threads: int = 1, bits: int | None = None, own: Mapping[str, Any] = MappingProxyType({})
+        self, name: str, threads: int = 1, bits: int | None = None, own: Mapping[str, Any] | None = None
     ) -> Loaded:
         """Settings of a model that has learnt nothing yet."""
         own = {
-            "model.schema": self._folder / "schema.toml", **self._model, **own, "kafka.prefix": f"{self._name}-",
+            "model.schema": self._folder / "schema.toml", **self._model, **(own or {}), "kafka.prefix": f"{self._name}-",
             "kafka.example_partitions": 1, "kafka.event_partitions": 1, "model.name": f"{self._name}-{name}",
             "learn.threads": threads, "var": self._folder / "var",
         }
@@ -213,13 +205,93 @@ class FromKafka:
                 client.delete_topics(ours)
 
 
+class _Row(NamedTuple):
+    """What a trainer's journal said. Seconds: wall clock, CPU of it and the broker, and that its learner waited."""
+
+    examples: int
+    time_s: float
+    trainer_s: float
+    broker_s: float
+    idle_s: float
+
+
+class _Racer:
+    """A trainer that can be made to stand still."""
+
+    def __init__(self, child: subprocess.Popen[bytes], loaded: Loaded, examples: int, log: Path) -> None:
+        """examples: until which it learns. log: its words."""
+        self._child, self._examples, self._log = child, examples, log
+        self._journal = loaded.settings.metrics_dir / "trainer.jsonl"
+        self._rows: list[_Row] = []
+        self._ran: list[tuple[float, float]] = []       # from, to, wall clock
+        self._since: float | None = time.time()
+        self._moved_s = 0.0                             # of its running time, when it last learnt
+
+    @property
+    def done(self) -> bool:
+        """Whether all is learnt."""
+        return bool(self._rows) and self._rows[-1].examples >= self._examples
+
+    def stand(self) -> None:
+        """Still."""
+        if self._since is not None:
+            self._signal(signal.SIGSTOP)
+            self._ran.append((self._since, time.time()))
+            self._since = None
+
+    def go(self) -> None:
+        """On."""
+        if self._since is None:
+            self._since = time.time()
+            self._signal(signal.SIGCONT)
+
+    def look(self, broker_s: float) -> None:
+        """At its journal, while it runs. Raises TurnFailed."""
+        row = newest(self._journal, "trainer.replay_ended") or newest(self._journal, "trainer.status")
+        now = self._running(0.0, time.time())
+        if row is not None and row["examples_learnt"] > (self._rows[-1].examples if self._rows else -1):
+            cpu = _cpu_s(self._child.pid)
+            self._rows.append(_Row(row["examples_learnt"], row["time_us"] / 1e6, cpu, broker_s, row["idle_s"]))
+            self._moved_s = now
+        if self._child.poll() is not None or now - self._moved_s > STALLED_S:
+            raise TurnFailed(
+                f"the trainer learnt {self._rows[-1].examples if self._rows else 0:,} of {self._examples:,} examples, its exit "
+                f"code is {self._child.poll()}:\n{_end_of(self._log)}"
+            )
+
+    def speed(self, after: int) -> dict[str, Any]:
+        """Of the examples from there on. What the first second learnt was waiting already, and the end waits for a last
+        version: where there are enough lines between, those two are left out. Raises TurnFailed."""
+        rows = [row for row in self._rows if row.examples >= after]
+        if len(rows) < 2:
+            raise TurnFailed(f"{len(rows)} status lines from example {after:,} to {self._examples:,}: give the trainer more")
+        first, last = (rows[1], rows[-2]) if len(rows) > 4 else (rows[0], rows[-1])
+        seconds, examples = self._running(first.time_s, last.time_s), last.examples - first.examples
+        return {
+            "examples": examples, "seconds": seconds, "examples_per_s": examples / seconds,
+            "trainer_cores": (last.trainer_s - first.trainer_s) / seconds,
+            "broker_cores": (last.broker_s - first.broker_s) / seconds, "idle": (last.idle_s - first.idle_s) / seconds,
+        }
+
+    def _running(self, start: float, stop: float) -> float:
+        """Seconds that it ran of that time."""
+        ran = self._ran if self._since is None else [*self._ran, (self._since, stop)]
+        return sum(max(0.0, min(end, stop) - max(begin, start)) for begin, end in ran)
+
+    def _signal(self, what: signal.Signals) -> None:
+        with suppress(psutil.Error):
+            own = psutil.Process(self._child.pid)
+            for one in (own, *own.children()):
+                one.send_signal(what)
+
+
 def _cpu_s(pid: int | None) -> float:
-    """CPU seconds of a process; 0 where it is not ours or the system has no /proc."""
+    """CPU seconds of a process and of those below it; 0 where it is not ours."""
     try:
-        times = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
+        own = psutil.Process(pid or 0)
+        return float(sum(sum(one.cpu_times()[:2]) for one in (own, *own.children()))) if pid else 0.0
+    except psutil.Error:
         return 0.0
-    return (int(times[11]) + int(times[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _memory_mib(pid: int) -> float:

@@ -33,10 +33,11 @@ from stream_trainer.publishing.gate import Gate
 from stream_trainer.training import Training
 from stream_trainer.watching.alarms import Alarm
 from stream_trainer.watching.drift import Drift
-from stream_trainer.watching.inputs import Sampler
 from stream_trainer.watching.marks import Marker
 from stream_trainer.watching.progressive import Progressive
+from stream_trainer.watching.sampling import Sampler
 from stream_trainer.watching.watch import Table, Watch
+from stream_trainer.watching.windows import Windows
 
 START_US = 1_767_225_600_000_000
 LEDGER_ROWS = 1_000_000
@@ -94,11 +95,12 @@ class Loop:
         self.learner = Learner(settings.model, settings.learn, schema)
         self.served = Served(settings, schema)
         marker = Marker(schema, settings.metrics)
-        progressive = Progressive(settings.metrics.window_rows, Watch(marker, settings.metrics, self._closed))
-        self.training = Training(
-            Intake(schema, settings.learn.batch_rows), self.learner, progressive, marker=marker,
-            sampler=Sampler(settings.metrics.sample) if settings.metrics.sample else None,
+        progressive = Progressive(
+            settings.metrics.window_rows, Windows(Watch(marker, settings.metrics, self._closed)),
+            sampler=Sampler(settings.metrics.sample, settings.model.bits) if settings.metrics.sample else None,
         )
+        intake = Intake(schema, settings.learn.batch_rows, keys=marker.keys)
+        self.training = Training(intake, self.learner, progressive, marker=marker)
         self.gate = Gate(settings.gate, schema, self.learner.score)
         self._due: list[tuple[int, int, bytes]] = []        # clicks that will come
         self._queued = self._records = 0

@@ -21,6 +21,7 @@ from stream_trainer.watching.marks import Marker, slice_id
 from stream_trainer.watching.metric_log import FIELDS_SCHEMA, MetricLog
 from stream_trainer.watching.progressive import Progressive
 from stream_trainer.watching.watch import Watch
+from stream_trainer.watching.windows import Windows
 
 ROWS, WINDOWS = 4000, 80   # of a window; in two files
 MINUTE_US = 60_000_000
@@ -50,7 +51,7 @@ def watched(tmp_path_factory) -> tuple[Settings, dict[str, np.ndarray]]:
     ids = np.array([slice_id(marker.slices[place], name) for name in CATEGORIES], np.uint64)
     keys[:, 1 + place] = ids[category]
     watch = Watch(marker, settings.metrics)
-    Progressive(ROWS, watch).add(said, labels, None, served, keys)
+    Progressive(ROWS, Windows(watch)).add(said, labels, None, served, keys)
     log = MetricLog(settings.windows_dir, "ab" * 16, 0, 1 << 30)
     for number, table in enumerate(watch.take()):
         log.write(START_US + number * MINUTE_US, table)

@@ -16,7 +16,7 @@ from schemas.errors import ConfigError, ShapeError, SnapshotError
 from schemas.fields import FieldSchema, parse
 from schemas.models import build
 from stream_trainer.learning.learner import Diverged, Learner
-from stream_trainer.watching.progressive import figures
+from stream_trainer.watching.windows import figures
 
 ONE_HOT = parse(
     {"field": [{"name": f"f{n}", "number": n, "kind": "categorical", "side": "item"} for n in (1, 2, 3)]}, "test"

@@ -20,7 +20,8 @@ from scorer.answers.engine import Blueprint, load
 from stream_trainer.learning.learner import Diverged, Learner
 from stream_trainer.publishing.publisher import Publisher, Restored
 from stream_trainer.store import SnapshotStore
-from stream_trainer.watching.progressive import Progressive, Window
+from stream_trainer.watching.progressive import Progressive
+from stream_trainer.watching.windows import Window
 
 SCHEMA = parse(
     {"field": [{"name": f"f{n}", "number": n, "kind": "categorical", "side": "item"} for n in (1, 2)]}, "test"

@@ -21,6 +21,7 @@ from stream_trainer.watching.beside import WAITING, Beside
 from stream_trainer.watching.marks import Marker
 from stream_trainer.watching.progressive import Doer, Progressive
 from stream_trainer.watching.watch import Table, Watch
+from stream_trainer.watching.windows import Windows
 
 ROWS, WINDOW = 7_000, 500
 SCHEMA = fields.load("appstore")
@@ -38,7 +39,8 @@ class Life:
         self.tables: list[Table] = []
         config = MetricsConfig(window_rows=WINDOW)
         marker = Marker(SCHEMA, config)
-        self.progressive = Progressive(WINDOW, Watch(marker, config, lambda windows, _: self.tables.append(windows)), doer)
+        watch = Watch(marker, config, lambda windows, _: self.tables.append(windows))
+        self.progressive = Progressive(WINDOW, Windows(watch), doer)
         self._said = random.random(ROWS, np.float32)
         self._labels = (random.random(ROWS) < self._said).astype(np.float32)
         self._keys = random.integers(1, 5, (ROWS, 1 + len(marker.slices))).astype(np.uint64) << np.uint64(48)
@@ -73,6 +75,29 @@ def test_closed_beside_is_closed_at_once() -> None:
         assert state.keys() == wanted_state.keys()
         for name, array in wanted_state.items():
             np.testing.assert_array_equal(state[name], array, err_msg=name)
+
+
+def test_figures_of_lately_are_those_of_when_they_were_asked_for() -> None:
+    """Nobody waits: while a window is being closed the answer is that of before, and what comes meanwhile is not in it."""
+    beside, may = Beside(unexpected), threading.Event()
+    life = Life(beside)
+    life.progressive.add(life._said[:700], life._labels[:700], None, None, life._keys[:700])
+    then = life.progressive.lifetime()
+    assert life.progressive.lately() is None
+    beside.settle()
+    beside.give(lambda: None if may.wait(10) else unexpected(TimeoutError()))
+    assert life.progressive.lately() == then            # and has those of now made
+    now, part = life.progressive.rows, slice(700, 900)
+    life.progressive.add(life._said[part], life._labels[part], None, None, life._keys[part])
+    assert life.progressive.lately() == then
+    may.set()
+    beside.settle()
+    newer = life.progressive.lately()
+    assert newer is not None
+    assert newer.rows == now == 700
+    beside.settle()
+    assert life.progressive.lately() == life.progressive.lifetime()
+    beside.close()
 
 
 def test_whoever_gives_too_much_waits_and_nothing_is_lost() -> None:

@@ -25,12 +25,14 @@ from stream_trainer.learning.learner import Learner
 from stream_trainer.publishing.publisher import Publisher
 from stream_trainer.store import SnapshotStore
 from stream_trainer.training import Step, Training
-from stream_trainer.watching.inputs import FIELD_COLUMNS, Sampler, among, identity, stability
+from stream_trainer.watching.inputs import FIELD_COLUMNS, stability
 from stream_trainer.watching.marks import KNOWN, NEW, Marker
 from stream_trainer.watching.metric_log import FIELDS_SCHEMA, MetricLog
 from stream_trainer.watching.progressive import Progressive
 from stream_trainer.watching.reference import Reference, asked_for
+from stream_trainer.watching.sampling import Sampler, among, identity
 from stream_trainer.watching.watch import Table, Watch
+from stream_trainer.watching.windows import Windows
 
 SCHEMA = fields.parse(
     {"name": "fed", "field": [
@@ -90,10 +92,10 @@ class Life:
         self.tables: list[tuple[Table, Table]] = []
         marker = Marker(SCHEMA, metrics)
         self.watch = Watch(marker, metrics, lambda windows, own: self.tables.append((windows, own)))
-        self.progressive = Progressive(metrics.window_rows, self.watch)
-        self.training = Training(
-            Intake(SCHEMA, BATCH), self.learner, self.progressive, None, marker, Sampler(metrics.sample)
-        )
+        self.sampler = Sampler(metrics.sample, model.bits)
+        self.progressive = Progressive(metrics.window_rows, Windows(self.watch), sampler=self.sampler)
+        self.keys = marker.keys
+        self.training = Training(Intake(SCHEMA, BATCH, keys=self.keys), self.learner, self.progressive, None, marker)
         self.steps: list[Step] = []
 
     def run(self, given: list[Examples], start: int = 0, batches: int | None = None) -> Life:
@@ -300,7 +302,7 @@ def test_restored_is_never_interrupted(stop: int, tmp_path: Path) -> None:
         assert restored is not None
         second.training.intake = Intake(
             SCHEMA, BATCH, {p: type(intake.cursors[p])(*at) for p, at in restored.cursors.items()}, restored.tallies,
-            restored.offsets,
+            restored.offsets, second.keys,
         )
         second.run(given, start=restored.offsets[0])
     for got, wanted in zip([*first.tables, *second.tables], whole.tables, strict=True):
@@ -330,7 +332,7 @@ def test_a_reference_is_judged_on_the_rows_of_the_model(tmp_path: Path) -> None:
         reference = asked_for("pinned", [number], store, MODEL, LEARN, SCHEMA)
     assert isinstance(reference, Reference)
     life = Life()
-    life.watch.reference = reference
+    life.sampler.still = reference
     life.run(given)
     parts: list[tuple[np.ndarray, Bags, np.ndarray]] = []
     learnt, window = 0, 0
@@ -365,7 +367,7 @@ def test_one_class_has_no_auc_beside_the_reference_either(tmp_path: Path) -> Non
         record.label[:] = 0
     life = Life()
     with SnapshotStore(tmp_path / "store") as store:
-        life.watch.reference = Reference(store, frozen(Life().run(given, batches=2), store), MODEL, LEARN, SCHEMA)
+        life.sampler.still = Reference(store, frozen(Life().run(given, batches=2), store), MODEL, LEARN, SCHEMA)
     life.run(given)
     line = life.tables[0][0]
     for score in ("own_", "reference_"):
@@ -383,10 +385,13 @@ def test_what_is_judged_later_is_not_compared() -> None:
             "stage": np.full(len(record), Stage.IMMEDIATE, np.uint8),
         })
     life = Life().run(given)
-    batches = [batch_of(step) for step in life.steps]
-    taken = [Sampler(1).sample(batch, batch.labels, np.empty(0, np.int64), MODEL.bits) for batch in batches]
-    assert taken
-    assert all(np.isnan(sample.weights).all() and len(sample) == BATCH for sample in taken)
+    batches, sampler = [batch_of(step) for step in life.steps], Sampler(1, MODEL.bits)
+    for batch in batches:
+        sampler.note(batch, batch.labels, [])
+    sample = sampler.cut()()
+    assert sample is not None
+    assert len(sample) == len(batches) * BATCH
+    assert not sample.judged.any()
 
 
 def test_fields_are_logged(tmp_path: Path) -> None:

@@ -116,10 +116,10 @@ def test_what_was_served_and_what_is_watched_stay_with_their_example(config: Joi
             if batch is None and not any(settled):
                 break
             name = np.empty(0) if batch is None else batch.impression * 100 + batch.item
-            keys = np.stack([name + 7, name + 8], axis=1).astype(np.uint64) if batch is not None else None
             if batch is not None:
-                batch = replace(batch, served_probability=(name / 10_000).astype(np.float32))
-            found.append(verdicts.judge(batch, (name / 5000).astype(np.float32), *settled, keys))
+                keys = np.stack([name + 7, name + 8], axis=1).astype(np.uint64)
+                batch = replace(batch, served_probability=(name / 10_000).astype(np.float32), keys=keys)
+            found.append(verdicts.judge(batch, (name / 5000).astype(np.float32), *settled))
             restored = Verdicts()
             restored.restore(verdicts.state())
             verdicts = restored

@@ -18,8 +18,9 @@ from schemas.config import MetricsConfig
 from schemas.errors import ConfigError, SchemaError
 from stream_trainer.watching import slices
 from stream_trainer.watching.marks import NOTHING, Marker, slice_id
-from stream_trainer.watching.progressive import Progressive, Rows, Tally
+from stream_trainer.watching.progressive import Progressive
 from stream_trainer.watching.watch import OTHERS, Watch
+from stream_trainer.watching.windows import Rows, Tally, Windows
 
 SCHEMA = fields.parse(
     {"name": "watched", "field": [
@@ -63,7 +64,7 @@ class Made:
     def watched(self, n: int, config: MetricsConfig | None = None) -> tuple[Progressive, Watch]:
         config = config or MetricsConfig()
         watch = Watch(Marker(SCHEMA, config), config)
-        return Progressive(n, watch), watch
+        return Progressive(n, Windows(watch)), watch
 
     def table(self, config: MetricsConfig | None = None) -> pd.DataFrame:
         """What a window of all rows leads to."""
@@ -287,11 +288,12 @@ def test_keys_are_the_ids_that_the_encoder_made() -> None:
     assert keys[0, 0] == keys[1, 0] != marker.keys(bags, source + 1, impression)[0, 0]
     named = [[marker.name(place, int(row[1 + place])) for place in range(3)] for row in keys]
     assert named == [["SE", "2.83 to 4", "1"], ["SE", "(missing)", "2"]]
-    users = Marker(SCHEMA, MetricsConfig(group="user")).keys(bags, source, impression)
+    by_user = Marker(SCHEMA, MetricsConfig(group="user"))
+    users = by_user.keys(bags, source, impression)
     assert users[:, 0].tolist() == [slice_id(SCHEMA.fields[0], "u1")] * 2
     np.testing.assert_array_equal(users[:, 1:], keys[:, 1:])
     without, _ = fields.Encoder(SCHEMA, training=True).encode(slate._replace(context={}))
-    assert Marker(SCHEMA, MetricsConfig(group="user")).keys(without, source, impression)[0, 0] == NOTHING
+    assert by_user.keys(without, source, impression)[0, 0] == NOTHING
 
 
 @pytest.mark.parametrize(("wrong", "told"), [
