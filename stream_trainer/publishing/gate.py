@@ -303,10 +303,12 @@ class Gate:
         return found
 
     def _clicks_found(self) -> float:
+        """The most evidence about one value, where that is the reason or would be. Of so many values some have a little at any
+        time, after labels that were wrong more than a little: no hold for another reason lasts for that."""
         most, enough = self._values.most, self.config.evidence
         held = self.held is not None and self.held.reason == "clicks"
-        alone = most < enough or held or self._values.standing(enough)
-        return most if alone else CALM * enough
+        alone = held or (most >= enough and self._values.standing(enough))
+        return most if alone else min(most, CALM * enough)
 
     def _decide(self, now_us: int) -> None:
         self._forgiven = {reason: until for reason, until in self._forgiven.items() if now_us < until}

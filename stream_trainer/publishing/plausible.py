@@ -21,6 +21,8 @@ from stream_trainer.parts import joined
 from stream_trainer.watching.marks import names_of
 
 Floats = NDArray[np.float64]
+Counts = NDArray[np.float32]
+Places = NDArray[np.intp]
 Arrays = dict[str, NDArray[Any]]
 
 MOST_WAITING = 1 << 16   # clicks that wait for their impression's window to end; beyond that they are taken as they come
@@ -164,12 +166,90 @@ class Usual:
         self._scatter, self.sums, *self._past = rest
 
 
+class Kin:
+    """What the kin of a suspicious value have done meanwhile: an app's kin are the other apps of its category.
+
+    An hour that a category is made for lifts all of its apps, a farm lifts one. So each suspicious value (there are few) is
+    followed together with the values of other fields that it goes with, as long as there is evidence against it. Of m values
+    under suspicion, in I columns: places: (m,) theirs. kin: (m, I) the places of those that they go with, -1 = of none or of
+    several. usual: (m, I) clicks for each time that kin was shown before. sums: (2, m, I) how often it was shown since, and
+    clicked.
+    """
+
+    LEAST = 5.0            # clicks' worth that kin must have before it says much
+
+    def __init__(self, columns: int) -> None:
+        self._columns = columns
+        self.places = np.zeros(0, np.intp)
+        self._kin = np.zeros((0, columns), np.intp)
+        self._usual = np.zeros((0, columns))
+        self._sums = np.zeros((2, 0, columns))
+
+    def rise(self, shown: Floats, clicks: Places) -> Floats:
+        """How many times its usual odds of a click the kin of each suspicious value has, where it rose most: (m,), 1 = none.
+        shown, clicks: (places,) of this block."""
+        own = self.places[:, None]
+        self._sums[0] += np.maximum(shown[self._kin] - shown[own], 0)
+        self._sums[1] += np.maximum(clicks[self._kin] - clicks[own], 0)
+        rate = (self._sums[1] + self.LEAST) / (self._sums[0] + self.LEAST / self._usual)
+        rise = _odds(rate) / _odds(self._usual)
+        found: Floats = np.where(self._kin < 0, 1.0, rise).max(axis=1, initial=1.0)
+        return found
+
+    def follow(self, suspicious: Places, evidence: Counts, clicked: Places, shown: Counts, clicks: Counts, rate: float) -> None:
+        """From now on these too, and no longer those against whom there is nothing. suspicious: places. clicked: (k, I), those
+        of this block's clicks, -1 = another one's; who is newly suspicious is among them. evidence, shown, clicks: (places,)
+        so far; rate: of all."""
+        stays = evidence[self.places] > 0                                                 # (m,)
+        known = set(self.places.tolist())
+        new = np.array([place for place in suspicious.tolist() if place not in known], np.intp)
+        if not len(new) and stays.all():
+            return
+        number = np.full(len(shown), -1)                                                  # (places,)
+        number[new] = np.arange(len(new))
+        which = np.where(clicked < 0, -1, number[clicked])                                # (k, I)
+        kin = np.full((len(new), self._columns), -1)
+        for mine in which.T:
+            rows = np.flatnonzero(mine >= 0)
+            kin[mine[rows]] = clicked[rows]
+            row, column = np.nonzero(kin[mine[rows]] != clicked[rows])
+            kin[mine[rows[row]], column] = -1
+        others = np.maximum((shown[kin], clicks[kin]) - np.stack((shown[new], clicks[new]))[:, :, None], 0)   # (2, new, I)
+        none = (kin < 0) | (others[0] < shown[new, None])          # or too few others
+        kin[none] = -1
+        usual = np.where(none, rate, (others[1] + self.LEAST) / (others[0] + self.LEAST / rate))
+        self.places = np.concatenate((self.places[stays], new))
+        self._kin = np.concatenate((self._kin[stays], kin))
+        self._usual = np.concatenate((self._usual[stays], usual))
+        self._sums = np.concatenate((self._sums[:, stays], np.zeros((2, len(new), self._columns))), axis=1)
+
+    def lose(self, places: Places) -> None:
+        """Others have these places now."""
+        self._kin[np.isin(self._kin, places)] = -1
+
+    def state(self) -> Arrays:
+        """All of it."""
+        return {"kin/places": self.places, "kin/kin": self._kin, "kin/usual": self._usual, "kin/sums": self._sums}
+
+    def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """As it was; of nobody in a checkpoint from before there was kin."""
+        if "kin/places" in state:
+            self.places, self._kin = (np.array(state[f"kin/{name}"], np.intp) for name in ("places", "kin"))
+            self._usual, self._sums = (np.array(state[f"kin/{name}"], np.float64) for name in ("usual", "sums"))
+
+
+def _odds(rate: Floats) -> Floats:
+    found: Floats = rate / np.maximum(1 - rate, 0.01)
+    return found
+
+
 class Values:
-    """One value's clicks against its own history: of fields of the items, values that are one of many.
+    """One value's clicks against its own history, and what its kin does: of fields of the items, values that are one of many.
 
     A value is judged when it would have had LEAST clicks at the usual rate by now, and is no more than MOST_SHARE of what is
-    shown. Values that rise together are fashion, not a farm: at most ALONE of a field may be on their way. Of values whose ids
-    are equal in their last bits one has the place, as long as it is shown in every block; the others are not judged.
+    shown. Values that rise together are fashion, not a farm: a suspicious one may rise as its kin does, and at most ALONE of a
+    field may be on their way. Of values whose ids are equal in their last bits one has the place, as long as it is shown in
+    every block; the others are not judged.
     """
 
     FIELDS, SLOTS, LEAST, MOST_SHARE, ALONE, HALVE_AT = 4, 1 << 14, 5.0, 1 / 32, 3, 1 << 18
@@ -187,6 +267,7 @@ class Values:
         self._new_shown, self._new_clicks = np.zeros((2, size), np.float32)      # since the evidence began
         self._whose = np.zeros(size, np.uint64)                                  # the value that has the place
         self._total = np.zeros(2)                                                # shown, clicks: of all
+        self._kin = Kin(len(self.columns))
 
     def judge(
         self, ripe: Rows, come: Rows, clicked: NDArray[np.bool_], most: float, learn: bool, odds: float
@@ -198,25 +279,35 @@ class Values:
         size = len(self._shown)
         shown, clicks = self._places(come.values), self._places(ripe.values)
         own = self._make_room(shown, come.values.reshape(-1))
-        known_clicks = clicks[self._whose[clicks] == ripe.values.reshape(-1)]
-        k = np.bincount(known_clicks, minlength=size).astype(np.float32)                  # (I·SLOTS,)
-        zero = np.where(clicked, 0, come.weight)                                          # (n,)
-        n = np.bincount(shown, np.repeat(zero, len(self.columns)) * own, size).astype(np.float32) + k
+        known = self._whose[clicks] == ripe.values.reshape(-1)
+        zero = np.where(clicked, 0.0, come.weight).astype(np.float64)                     # (n,)
+        all_k = np.bincount(clicks[known], minlength=size)                                # (I·SLOTS,)
+        all_n = np.bincount(shown, np.repeat(zero, len(self.columns)) * own, size).astype(np.float64, copy=False) + all_k
+        at = np.flatnonzero(all_n > 0)                                                    # (a,) places that are in this block
+        k, n = all_k[at].astype(np.float32), all_n[at].astype(np.float32)
         if most and self._total[1]:
             rate = float(self._total[1] / self._total[0])
-            usual = (self._clicks + self.LEAST) / (self._shown + self.LEAST / rate) * max(odds / (1 + odds) / rate, 1.0)
-            known = (self._shown >= self.LEAST / rate) & (self._shown <= self.MOST_SHARE * self._total[0])
-            llr = (np.log(self._factor) * k - (self._factor - 1) * usual * n) * known
-            goes_on = self.evidence > 0
-            self._new_shown *= goes_on
-            self._new_clicks *= goes_on
-            self._new_shown += n
-            self._new_clicks += k
-            np.clip(self.evidence + llr, 0, most, out=self.evidence)
+            was_shown, evidence = self._shown[at], self.evidence[at]
+            usual = (self._clicks[at] + self.LEAST) / (was_shown + self.LEAST / rate)
+            expected = usual * max(odds / (1 + odds) / rate, 1.0)                          # (a,) clicks each time
+            if len(self._kin.places):
+                rise = np.ones(size, np.float32)
+                rise[self._kin.places] = self._kin.rise(all_n, all_k)
+                expected = np.maximum(expected, usual * rise[at] / (1 + usual * (rise[at] - 1)))
+            judged = (was_shown >= self.LEAST / rate) & (was_shown <= self.MOST_SHARE * self._total[0])
+            llr = (np.log(self._factor) * k - (self._factor - 1) * expected * n) * judged
+            goes_on = evidence > 0
+            self._new_shown[at] = self._new_shown[at] * goes_on + n
+            self._new_clicks[at] = self._new_clicks[at] * goes_on + k
+            self.evidence[at] = evidence = np.clip(evidence + llr, 0, most)
+            self._kin.follow(
+                at[evidence >= self.SUSPICIOUS], self.evidence, np.where(known, clicks, -1).reshape(-1, len(self.columns)),
+                self._shown, self._clicks, rate,
+            )
         if learn:
-            calm = self.evidence < self.SUSPICIOUS
-            self._shown += n * calm
-            self._clicks += k * calm
+            calm = self.evidence[at] < self.SUSPICIOUS
+            self._shown[at] += n * calm
+            self._clicks[at] += k * calm
             self._total += (float(zero.sum()) + ripe.n, ripe.n)
             if self._total[0] > self.HALVE_AT:
                 for sums in (self._total, self._shown, self._clicks):
@@ -235,12 +326,16 @@ class Values:
         self._whose[free] = values[taken]
         for sums in (self._shown, self._clicks, self.evidence, self._new_shown, self._new_clicks):
             sums[free] = 0
+        self._kin.lose(free)
         now: NDArray[np.bool_] = self._whose[places] == values
         return now
 
     def _places(self, values: Ids) -> NDArray[np.intp]:
         """(n·I,)."""
-        return ((values & np.uint64(self.SLOTS - 1)).astype(np.intp) + self._starts).reshape(-1)
+        found = (values & np.uint64(self.SLOTS - 1)).view(np.int64)
+        for column, start in enumerate(self._starts):        # ten times as fast as one sum with so short an axis
+            found[:, column] += start
+        return found.reshape(-1)
 
     def standing(self, most: float) -> list[tuple[str, str, float]]:
         """(field, value, times its usual clicks) of those that are enough evidence, where they stand alone; most first."""
@@ -278,6 +373,7 @@ class Values:
             "values/place": place.astype(np.int32), "values/sums": np.stack([one[place] for one in sums]),
             "values/whose": self._whose[place],
             "values/total": self._total, "values/fields": np.array([spec.number for spec in self._specs], np.int64),
+            **self._kin.state(),
         }
 
     def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
@@ -289,6 +385,7 @@ class Values:
             one[state["values/place"]] = was
         self._whose[state["values/place"]] = state["values/whose"]
         self._total = np.array(state["values/total"], np.float64)
+        self._kin.restore(state)
 
 
 class Ties:

@@ -7,7 +7,7 @@ import pytest
 
 from schemas.bags import Bags
 from schemas.fields import parse
-from stream_trainer.publishing.plausible import Count, Ripening, Rows, Ties, Usual, Values
+from stream_trainer.publishing.plausible import Count, Kin, Ripening, Rows, Ties, Usual, Values
 
 SCHEMA = parse({"field": [
     {"name": "user", "number": 1, "kind": "categorical", "side": "context"},
@@ -128,11 +128,12 @@ class Market:
         self.rate = self.rng.uniform(0.04, 0.16, apps)
         self.values = Values(SCHEMA, 4.0)
         self.born = np.zeros(apps, np.uint64)      # bits of the id that differ from an earlier app's of the same place
+        self.category_born = np.uint64(0)          # the same of all categories
 
     def block(self, factor: np.ndarray | float = 1.0, first: int = 0, most: float = MOST) -> None:
         app = self.rng.integers(0, self.apps, 512)
         clicked = self.rng.random(512) < np.minimum(self.rate * factor, 1.0)[app]
-        category = ids(1_000_000 + app % 16)
+        category = ids(1_000_000 + app % 16) ^ self.category_born
         come = rows(np.arange(512), np.column_stack((ids(first + app) ^ self.born[app], category, ids(70_000 + app % 30))))
         ripe = come.take(np.flatnonzero(clicked))
         self.values.judge(ripe, come, clicked, most, True, 0.1 / 0.9)
@@ -167,6 +168,76 @@ def test_quiet_examples_a_rate_that_doubles_for_all_and_new_apps_blame_no_app() 
     for _ in range(100):
         market.block(liked)
         assert not market.values.standing(MOST)
+
+
+OF_ONE_CATEGORY = np.arange(200) % 16 == 3
+SELDOM_CLICKED = OF_ONE_CATEGORY & (np.arange(200) < 48)          # three of its thirteen apps
+
+
+def at_its_hour(market: Market) -> np.ndarray:
+    """(200,): eight times the odds of a click, for a whole category. Three of its apps are clicked 4 times in a hundred, and
+    then 25, the others 50 times, and then 89."""
+    market.rate[OF_ONE_CATEGORY], market.rate[SELDOM_CLICKED] = 0.5, 0.04
+    odds = 8 * market.rate / (1 - market.rate)
+    return np.where(OF_ONE_CATEGORY, odds / (1 + odds) / market.rate, 1.0)
+
+
+def test_an_hour_that_a_category_is_made_for_blames_none_of_its_apps() -> None:
+    """Three rise sixfold and are no more than a farm would be; the others show that it is the hour, by their odds."""
+    for seed in range(12, 16):
+        market = Market(seed)
+        lifted = at_its_hour(market)
+        market.warm()
+        for _ in range(100):
+            market.block(lifted)
+            assert not market.values.standing(MOST)
+
+
+def test_an_app_that_is_farmed_at_the_hour_of_its_category_is_named() -> None:
+    """Each time that it is shown it is clicked, the hour's own share of that aside."""
+    market = Market(16)
+    lifted = at_its_hour(market)
+    market.warm()
+    for _ in range(20):
+        market.block(lifted)
+    lifted[19] = 25.0
+    for _ in range(40):
+        market.block(lifted)
+    assert [value for _, value, _ in market.values.standing(MOST)] == [f"#{int(ids(np.array([19]))[0]):016x}"]
+
+
+def test_kin_rises_by_its_odds_and_without_the_value_itself() -> None:
+    """App 0, then app 1, of category 4, whose other apps were clicked 30 times of 300; in a block 40 of 200. By hand.
+    When somebody else has the category's place, and when nothing is held against the app any more, it counts no longer."""
+    shown, clicks = np.array([100, 390, 9, 0, 400], np.float32), np.array([10, 30, 0, 0, 40], np.float32)
+    evidence = np.full(5, 5, np.float32)
+    kin = Kin(2)
+    kin.follow(np.array([0, 1, 2]), evidence, np.array([[0, 4], [1, 4], [2, 3], [2, 4]]), shown, clicks, 0.1)
+    assert kin.places.tolist() == [0, 1, 2]
+    rise = kin.rise(np.array([50.0, 0.0, 0.0, 0.0, 250.0]), np.array([45, 0, 0, 0, 85]))
+    usual, now = (30 + 5) / (300 + 50), (40 + 5) / (200 + 50)            # 5 clicks' worth is presumed
+    assert rise[0] == pytest.approx(now / (1 - now) / (usual / (1 - usual)))
+    assert rise[1:].tolist() == [1.0, 1.0]                               # too few others; of two categories
+    kin.lose(np.array([4]))
+    assert kin.rise(np.array([50.0, 0.0, 0.0, 0.0, 250.0]), np.array([45, 0, 0, 0, 85]))[0] == 1.0
+    evidence[0] = 0
+    kin.follow(np.array([1]), evidence, np.array([[1, 4]]), shown, clicks, 0.1)
+    assert kin.places.tolist() == [1, 2]
+
+
+def test_kin_whose_place_another_has_says_nothing() -> None:
+    """While an app is farmed its category makes way for another whose id has the same last bits, and whose apps are liked."""
+    market = Market(17).warm()
+    farmed = np.ones(market.apps)
+    farmed[17] = 10
+    place, evidence = int(ids(np.array([17]))[0]) % market.values.SLOTS, market.values.evidence
+    for _ in range(40):
+        if evidence[place] < MOST / 2:
+            market.block(farmed)
+    market.category_born = np.uint64(1 << 50)
+    for _ in range(20):
+        market.block(np.where(np.arange(market.apps) % 16 == 1, 10, farmed))
+    assert evidence[place] == MOST
 
 
 def test_an_app_does_not_inherit_the_clicks_of_a_dead_one_whose_place_it_has() -> None:
@@ -232,8 +303,10 @@ def test_hours_that_pass_new_apps_and_a_sale_break_no_tie() -> None:
 
 
 def test_history_survives_its_state() -> None:
-    """Values and ties judge on as if nobody had been killed."""
+    """Values and ties judge on as if nobody had been killed, who is suspicious with its kin included."""
     market, world = Market(11).warm(), World(11).warm()
+    for _ in range(3):
+        market.block(10.0)
     values, ties = Values(SCHEMA, 4.0), Ties(SCHEMA)
     values.restore(market.values.state())
     ties.restore(world.ties.state())
