@@ -21,6 +21,7 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any, NoReturn, Protocol
 
 import numpy as np
@@ -99,7 +100,8 @@ class Trainer:
         )
         restored = self._publisher.restore()
         self._publisher.control = control
-        keys = self._lookout.marker.keys if self._lookout.marker else None
+        marker = self._lookout.marker
+        keys = partial(marker.keys, places=learner.table.places) if marker else None
         intake = Intake(
             schema, settings.learn.batch_rows,
             {p: Cursor(*place) for p, place in restored.cursors.items()}, restored.tallies, restored.offsets, keys,
@@ -113,7 +115,7 @@ class Trainer:
         self._tell_gate()
         for alarm in self._gate.forgotten(self._lookout.alarms.open, time.time_ns() // 1000):
             self._lookout.alarms.raise_(alarm)
-        self._training = Training(intake, learner, self._lookout.progressive, guard, self._lookout.marker)
+        self._training = Training(intake, learner, self._lookout.progressive, guard, marker)
         self._records: queue.Queue[tuple[int, int, Ready] | None] = queue.Queue()
         self._traces: list[dict[str, int]] = []
         self._replays = intake.tallies["flush"]

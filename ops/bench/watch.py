@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -139,7 +140,8 @@ class Way:
         """Examples of each step, for ever."""
         while True:
             marker = self._lookout.marker
-            intake = Intake(self._schema, self._settings.learn.batch_rows, keys=marker.keys if marker else None)
+            keys = partial(marker.keys, places=self._learner.table.places) if marker else None
+            intake = Intake(self._schema, self._settings.learn.batch_rows, keys=keys)
             training = Training(intake, self._learner, self._lookout.progressive, self._guard, marker)
             for offset, record in enumerate(self._given):
                 intake.offer(0, offset, record)

@@ -111,13 +111,16 @@ class Table:
         """Rows touched for the first time since `firsts` was that, with no snapshot between, as they came: mostly none."""
         return [new.cpu().numpy() for new in self._fresh[since:]]
 
-    def counts(self, ids: Ids) -> Floats:
-        """How many examples the row of each id was in: (n,). Where rows do not count them, infinity if it was ever touched."""
+    def places(self, ids: Ids) -> NDArray[np.int64]:
+        """Where `counts` looks for each id: (n,)."""
+        rows = (ids & self._mask).view(np.int64)
+        return rows if self.learnt == self.width else rows * self.wide + self.learnt
+
+    def counts(self, places: NDArray[np.int64]) -> Floats:
+        """How many examples the row at each place was in: (n,). Where rows do not count, infinity if it was ever touched."""
         if self.learnt == self.width:
-            touched = self._flags.index_select(0, self.numbers(ids)) != 0
+            touched = self._flags.index_select(0, torch.from_numpy(places).to(self.device)) != 0
             return np.where(touched.cpu().numpy(), np.float32(np.inf), np.float32(0))
-        places = (ids & self._mask).view(np.int64) * self.wide
-        places += self.learnt
         if self.device.type == "cpu":
             return self._packed.numpy().reshape(-1).take(places)
         return self._packed.reshape(-1).index_select(0, torch.from_numpy(places).to(self.device)).cpu().numpy()

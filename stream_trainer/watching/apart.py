@@ -23,7 +23,7 @@ from typing import Any
 from schemas.errors import FreshetError
 
 NICE = 5               # where cores are short, what is looked on at comes before the looking
-_END = b""             # the last thing that it is told
+_END = None            # the last thing that it is told
 
 
 class Lost(FreshetError):
@@ -51,8 +51,8 @@ class Apart:
         """The object's method of that name, called with that. Raises Lost."""
         with self._asking:
             try:
-                self._ours.send_bytes(pickle.dumps((what, given), pickle.HIGHEST_PROTOCOL))
-                answer, wrong = pickle.loads(self._ours.recv_bytes())  # noqa: S301 our own
+                _send(self._ours, (what, given))
+                answer, wrong = _receive(self._ours)
             except (EOFError, OSError) as gone:
                 raise Lost(f"{self._name}: its process ended ({type(gone).__name__})") from gone
         if wrong is not None:
@@ -63,7 +63,7 @@ class Apart:
         """End it, once what it was asked is done."""
         with self._asking, self._ours:
             with suppress(OSError):
-                self._ours.send_bytes(_END)      # others that were forked from here may hold our end of the pipe too
+                _send(self._ours, _END)      # others that were forked from here may hold our end of the pipe too
             with suppress(ChildProcessError):
                 os.waitpid(self.pid, 0)
 
@@ -78,17 +78,38 @@ def _serve(name: str, make: Callable[[], object], connection: Connection) -> Non
             os.nice(NICE)
         threading.Thread(target=_end_with_the_maker, args=(connection.fileno(),), daemon=True).start()
         made = make()
-        while (asked := connection.recv_bytes()) != _END:
-            what, given = pickle.loads(asked)  # noqa: S301 our own
+        while (asked := _receive(connection)) != _END:
+            what, given = asked
             answer, wrong = None, None
             try:
                 answer = getattr(made, what)(*given)
             except Exception:  # noqa: BLE001 whatever it is, whoever asked is to know
                 wrong = traceback.format_exc()
-            connection.send_bytes(pickle.dumps((answer, wrong), pickle.HIGHEST_PROTOCOL))
+            _send(connection, (answer, wrong))
         os._exit(0)
     except BaseException:  # noqa: BLE001 the end of the other side, mostly
         os._exit(1)
+
+
+def _send(connection: Connection, thing: object) -> None:
+    """Arrays go as they lie in memory, without the interpreter's lock."""
+    arrays: list[pickle.PickleBuffer] = []
+    body = pickle.dumps(thing, pickle.HIGHEST_PROTOCOL, buffer_callback=arrays.append)
+    raw = [array.raw() for array in arrays]
+    connection.send_bytes(pickle.dumps((body, [len(one) for one in raw])))
+    for one in raw:
+        if len(one):
+            connection.send_bytes(one)
+
+
+def _receive(connection: Connection) -> Any:
+    """What `_send` was given; its arrays may be written."""
+    body, sizes = pickle.loads(connection.recv_bytes())  # noqa: S301 our own
+    arrays = [bytearray(size) for size in sizes]
+    for array in arrays:
+        if array:
+            connection.recv_bytes_into(array)
+    return pickle.loads(body, buffers=arrays)  # noqa: S301 our own
 
 
 def _end_with_the_maker(connection: int) -> None:

@@ -18,7 +18,7 @@ from stream_trainer.watching.drift import REMEMBERED, Drift, load
 from stream_trainer.watching.looking_back import newest_windows
 from stream_trainer.watching.marks import Marker
 from stream_trainer.watching.metric_log import FIELDS_SCHEMA, SCHEMA, MetricLog
-from stream_trainer.watching.sampling import Sample
+from stream_trainer.watching.sampling import Taken
 from stream_trainer.watching.watch import Table, Watch
 from stream_trainer.watching.windows import Rows, Window, Windows
 
@@ -62,9 +62,9 @@ class Closing:
         self._alarms += over
         return self._news()
 
-    def close(self, first_row: int, rows: Rows, sample: Sample | None) -> tuple[Window, News]:
+    def close(self, first_row: int, rows: Rows, taken: Taken | None) -> tuple[Window, News]:
         """As windows.Windows does, and what is to be told."""
-        return self._windows.close(first_row, rows, sample), self._news()
+        return self._windows.close(first_row, rows, taken), self._news()
 
     def flush(self) -> News:
         """All windows that are complete stand in the logs, or `trouble` says why not."""
@@ -123,9 +123,9 @@ class ClosingApart:
         """As Closing does."""
         self._hear(self._apart.ask("look_back", lineage, rows, standing))
 
-    def close(self, first_row: int, rows: Rows, sample: Sample | None) -> Window:
+    def close(self, first_row: int, rows: Rows, taken: Taken | None) -> Window:
         """As windows.Windows does; logged, and alarms of it are raised."""
-        window, news = self._apart.ask("close", first_row, rows, sample)
+        window, news = self._apart.ask("close", first_row, rows, taken)
         self._hear(news)
         return cast(Window, window)
 

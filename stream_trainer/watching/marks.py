@@ -49,8 +49,13 @@ class Marker:
         self._new_below = config.new_below
         self._names = [names_of(spec) for spec in self.slices]
 
-    def keys(self, bags: Bags, source: NDArray[np.int64], impression: NDArray[np.int64]) -> Keys:
-        """(B, 1 + S): the group, then each slice's value. bags: B rows. source, impression: (B,), the slate of each."""
+    def keys(
+        self, bags: Bags, source: NDArray[np.int64], impression: NDArray[np.int64],
+        places: Callable[[Ids], NDArray[np.int64]] | None = None,
+    ) -> Keys:
+        """(B, 1 + S): the group, then each slice's value. bags: B rows. source, impression: (B,), the slate of each. places: of
+        ids, where is counted how often they were learnt; in the place of a value that is watched by whether it is new, until
+        `note_new`. None: what is new is not noted."""
         keys = np.empty((len(source), 1 + len(self.slices)), np.uint64)
         found = keys if self._group is not None else keys[:, 1:]                                    # (B, S) or (B, 1 + S)
         if bags.lengths is None:
@@ -64,13 +69,15 @@ class Marker:
             keys[:, 0] = slate.view(np.uint64)
         else:
             keys[keys[:, 0] == np.uint64(self._no_group), 0] = NOTHING
+        for place in self._new:
+            keys[:, place] = NOTHING if places is None else places(keys[:, place])
         return keys
 
-    def note_new(self, keys: Keys, counts: Callable[[Ids], NDArray[np.float32]]) -> None:
-        """Puts whether a value is new into the place of its id, for fields that are watched by that. keys: (B, 1 + S), of
-        examples that are about to be learnt. counts: in how many the row of each id was, before these."""
+    def note_new(self, keys: Keys, counts: Callable[[NDArray[np.int64]], NDArray[np.float32]]) -> None:
+        """Whether values are new, for fields that are watched by that. keys: (B, 1 + S), of examples that are about to be
+        learnt. counts: in how many the row at each place was, before these."""
         for place in self._new:
-            keys[:, place] = np.where(counts(keys[:, place]) < self._new_below, NEW, KNOWN)
+            keys[:, place] = np.where(counts(keys[:, place].view(np.int64)) < self._new_below, NEW, KNOWN)
 
     def name(self, place: int, key: int) -> str:
         """What a value of slice `place` is called."""

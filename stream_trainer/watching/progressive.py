@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from schemas.errors import ShapeError
 from stream_trainer.parts import joined
 from stream_trainer.watching.marks import Keys
-from stream_trainer.watching.sampling import Sample, Sampler
+from stream_trainer.watching.sampling import Sampler, Taken
 from stream_trainer.watching.verdicts import Verdicts
 from stream_trainer.watching.windows import Floats, Rows, Window, Windows, figures
 
@@ -28,8 +28,8 @@ _SAMPLE = "sample_"    # what its names begin with in a state
 class Closer(Protocol):
     """Makes figures of complete windows, and knows those of all (windows.Windows, here or in another process)."""
 
-    def close(self, first_row: int, rows: Rows, sample: Sample | None) -> Window:
-        """A window has become complete. sample: of what was learnt up to then, since the window before."""
+    def close(self, first_row: int, rows: Rows, taken: Taken | None) -> Window:
+        """A window has become complete. taken: what was learnt up to then, since the window before."""
 
     def lifetime(self, rows: int, waiting: Rows) -> Window:
         """All rows: those of windows and `waiting`, of one that is being filled."""
@@ -190,15 +190,15 @@ class Progressive:
 
     def _close(self) -> None:
         """The window that is full, to be closed by somebody."""
-        parts, first, sample = self._waiting, self._first, self.sampler.cut() if self.sampler else _nothing
+        parts, first, taken = self._waiting, self._first, self.sampler.cut() if self.sampler else _nothing
         self._first += self._waiting_rows
         self._waiting, self._waiting_rows = [], 0
-        self._doer.give(partial(self._figure_out, first, parts, sample))
+        self._doer.give(partial(self._figure_out, first, parts, taken))
 
-    def _figure_out(self, first_row: int, parts: list[Rows], sample: Callable[[], Sample | None]) -> None:
+    def _figure_out(self, first_row: int, parts: list[Rows], taken: Callable[[], Taken | None]) -> None:
         """On the doer's thread."""
-        self._closed.append(self._closer.close(first_row, joined(parts), sample()))
+        self._closed.append(self._closer.close(first_row, joined(parts), taken()))
 
 
 def _nothing() -> None:
-    """A sample of nothing."""
+    """Of what nobody looks at."""

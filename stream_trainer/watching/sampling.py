@@ -58,12 +58,42 @@ class Sample:
         return np.isfinite(self.weights)
 
 
+_Noted = tuple[Batch, Floats, Sequence[NDArray[np.int64]]]    # as Sampler.note is told
+
+
 class _Learnt(NamedTuple):
-    """As Sampler.note is told."""
+    """N batches as one. batch: n rows. said: (n,), before they were learnt. number: (n,) which of the N. first: (m,) rows of
+    the table that were touched for the first time, and by: (m,) by which of the N."""
 
     batch: Batch
     said: Floats
-    first: Sequence[NDArray[np.int64]]
+    number: NDArray[np.int64]
+    first: NDArray[np.int64]
+    by: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Taken:
+    """What was learnt between two cuts, not looked at yet but for what a checkpoint knew: in whatever process that is done.
+    most: identity of an example that is looked at. mask: of the table's rows."""
+
+    before: Sample | None
+    learnt: _Learnt | None
+    most: np.uint64
+    mask: np.uint64
+
+    def sample(self) -> Sample | None:
+        """Those that are looked at; None where nothing was learnt."""
+        if self.learnt is None:
+            return self.before
+        whole, said, number, first, by = self.learnt
+        rows = np.flatnonzero(identity(whole.source, whole.impression, whole.item) <= self.most)    # (s,)
+        bags = whole.bags.take(rows)
+        ids = bags.all_lengths().reshape(-1, bags.fields).sum(axis=1, dtype=np.int64)               # (s,)
+        batches = int(number[-1]) + 1
+        unseen = among((bags.ids & self.mask).view(np.int64) * batches + np.repeat(number[rows], ids), first * batches + by)
+        now = Sample(bags, unseen, said[rows], whole.labels[rows], *when_learnt(whole, rows))
+        return now if self.before is None else together(self.before, now)
 
 
 class Sampler:
@@ -75,22 +105,23 @@ class Sampler:
         self._most = np.uint64((1 << 64) // one_in - 1)
         self._mask = np.uint64((1 << bits) - 1)
         self._before: Sample | None = None      # what a checkpoint knew
-        self._learnt: list[_Learnt] = []
+        self._batches: list[_Noted] = []
 
     def note(self, batch: Batch, said: Floats, first: Sequence[NDArray[np.int64]]) -> None:
         """Of a batch that was just learnt. said: (B,), before it was. first: rows of the table that it touched for the first
         time."""
-        self._learnt.append(_Learnt(batch, said, first))
+        self._batches.append((batch, said, first))
 
-    def cut(self) -> Callable[[], Sample | None]:
-        """Takes the sample of what was noted since the last cut, on whatever thread; None of nothing."""
-        before, learnt = self._before, self._learnt
-        self._before, self._learnt = None, []
-        return lambda: self._beside(self._of(before, learnt))
+    def cut(self) -> Callable[[], Taken]:
+        """Takes what was noted since the last cut, on whatever thread."""
+        before, batches = self._before, self._batches
+        self._before, self._batches = None, []
+        return lambda: self._taken(before, batches)
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Of what was noted since the last cut, for the checkpoint."""
-        self._before, self._learnt = self._of(self._before, self._learnt), []
+        self._before = Taken(self._before, _together(self._batches), self._most, self._mask).sample()
+        self._batches = []
         if self._before is None:
             return {}
         bags = self._before.bags
@@ -101,42 +132,35 @@ class Sampler:
 
     def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
         """As `state` gave it."""
-        self._before, self._learnt = None, []
+        self._before, self._batches = None, []
         if "ids" in state:
             held = {name: np.array(array) for name, array in state.items()}
             bags = made(int(held["width"][0]), held["ids"], held.get("values"), held.get("lengths"))
             self._before = _of_columns(bags, held)
 
-    def _of(self, before: Sample | None, learnt: Sequence[_Learnt]) -> Sample | None:
-        """Both together."""
-        if not learnt:
-            return before
-        now = self._sample(learnt)
-        return now if before is None else together(before, now)
-
-    def _sample(self, learnt: Sequence[_Learnt]) -> Sample:
-        """Of all these batches, one after the other."""
-        batches = [one.batch for one in learnt]
-        whole = concat_batches(batches)
-        rows = np.flatnonzero(identity(whole.source, whole.impression, whole.item) <= self._most)   # (s,)
-        bags = whole.bags.take(rows)
-        ids = bags.all_lengths().reshape(-1, bags.fields).sum(axis=1, dtype=np.int64)               # (s,)
-        batch = np.repeat(np.arange(len(batches)), [len(one) for one in batches])[rows]             # (s,) of which batch
-        first = [(number, rows) for number, one in enumerate(learnt) for rows in one.first]
-        unseen = among(
-            (bags.ids & self._mask).view(np.int64) * len(batches) + np.repeat(batch, ids),
-            np.concatenate([np.empty(0, np.int64), *(rows * len(batches) + number for number, rows in first)]),
-        )
-        said = np.concatenate([one.said for one in learnt])[rows]
-        return Sample(bags, unseen, said, whole.labels[rows], *when_learnt(whole, rows))
-
-    def _beside(self, sample: Sample | None) -> Sample | None:
-        """With what the version that stands still says."""
-        if sample is None or self.still is None:
-            return sample
+    def _taken(self, before: Sample | None, batches: Sequence[_Noted]) -> Taken:
+        """With a version beside, which is here alone, it is looked at here."""
+        taken = Taken(before, _together(batches), self._most, self._mask)
+        if self.still is None or (sample := taken.sample()) is None:
+            return taken
         judged = np.flatnonzero(sample.judged)
         said = self.still.score(sample.bags.take(judged)) if len(judged) else np.empty(0, np.float32)
-        return replace(sample, still=(self.still.version, said))
+        return Taken(replace(sample, still=(self.still.version, said)), None, self._most, self._mask)
+
+
+def _together(batches: Sequence[_Noted]) -> _Learnt | None:
+    """One after the other; None of none."""
+    if not batches:
+        return None
+    parts = [replace(batch, keys=None) for batch, _, _ in batches]
+    first = [(number, rows) for number, (_, _, new) in enumerate(batches) for rows in new]
+    none = np.empty(0, np.int64)
+    return _Learnt(
+        concat_batches(parts), np.concatenate([said for _, said, _ in batches]),
+        np.repeat(np.arange(len(parts)), [len(part) for part in parts]),
+        np.concatenate([none, *(rows for _, rows in first)]),
+        np.concatenate([none, *(np.full(len(rows), number) for number, rows in first)]),
+    )
 
 
 def identity(source: NDArray[np.int64], impression: NDArray[np.int64], item: NDArray[np.uint16]) -> Ids:

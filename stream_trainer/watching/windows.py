@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_trainer.watching.marks import Keys
-from stream_trainer.watching.sampling import Sample
+from stream_trainer.watching.sampling import Sample, Taken
 from stream_trainer.watching.slices import Scored, auc_by_value
 
 Floats = NDArray[np.float32]
@@ -133,13 +133,13 @@ class Windows:
         self._watcher = watcher
         self._complete = Tally()
 
-    def close(self, first_row: int, rows: Rows, sample: Sample | None) -> Window:
-        """Figures of a window that has become complete. sample: of what was learnt up to then, since the window before."""
+    def close(self, first_row: int, rows: Rows, taken: Taken | None) -> Window:
+        """Figures of a window that has become complete. taken: what was learnt up to then, since the window before."""
         scored = Scored.of(*rows[:3])
         window = _figures(first_row, scored)
         self._complete.add(scored)
         if self._watcher is not None:
-            self._watcher.closed(window, rows, scored, sample)
+            self._watcher.closed(window, rows, scored, None if taken is None else taken.sample())
         return window
 
     def lifetime(self, rows: int, waiting: Rows) -> Window:

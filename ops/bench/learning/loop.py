@@ -11,6 +11,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -99,7 +100,7 @@ class Loop:
             settings.metrics.window_rows, Windows(Watch(marker, settings.metrics, self._closed)),
             sampler=Sampler(settings.metrics.sample, settings.model.bits) if settings.metrics.sample else None,
         )
-        intake = Intake(schema, settings.learn.batch_rows, keys=marker.keys)
+        intake = Intake(schema, settings.learn.batch_rows, keys=partial(marker.keys, places=self.learner.table.places))
         self.training = Training(intake, self.learner, progressive, marker=marker)
         self.gate = Gate(settings.gate, schema, self.learner.score)
         self._due: list[tuple[int, int, bytes]] = []        # clicks that will come

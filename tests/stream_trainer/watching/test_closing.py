@@ -10,13 +10,16 @@ import pandas as pd
 import pytest
 
 from schemas import fields
+from schemas.bags import Bags
 from schemas.config import MetricsConfig, Settings
+from stream_trainer.learning.intake import Batch
 from stream_trainer.watching.alarms import Alarm
 from stream_trainer.watching.beside import Beside
 from stream_trainer.watching.closing import ClosingApart
 from stream_trainer.watching.drift import Drift
 from stream_trainer.watching.marks import Marker
 from stream_trainer.watching.progressive import Progressive
+from stream_trainer.watching.sampling import Sampler
 from stream_trainer.watching.watch import Table, Watch
 from stream_trainer.watching.windows import Window, Windows
 
@@ -38,9 +41,20 @@ class Stream:
         self.labels = (random.random(ROWS) < self.said * factor).astype(np.float32)
         self.keys = random.integers(1, 5, (ROWS, 1 + len(marker.slices))).astype(np.uint64) << np.uint64(48)
 
+        lengths = random.integers(1, 3, ROWS * len(SCHEMA.fields)).astype(np.uint16)
+        ids = random.integers(0, 1 << 60, int(lengths.sum())).astype(np.uint64)
+        count = np.zeros(ROWS, np.int64)
+        self.batch = Batch(
+            Bags(len(SCHEMA.fields), ids, None, lengths), self.labels, None, count, count.astype(np.uint8), count,
+            np.full(ROWS, np.nan, np.float32), count, np.arange(ROWS) // 10, (np.arange(ROWS) % 10).astype(np.uint16),
+        )
+
     def run(self, progressive: Progressive, start: int = 0, stop: int = ROWS) -> None:
+        assert progressive.sampler is not None
         for at in range(start, stop, 170):
             part = slice(at, min(at + 170, stop))
+            batch = self.batch.rows(part.start, part.stop)
+            progressive.sampler.note(batch, self.said[part], [(batch.bags.ids[::50] & np.uint64(1023)).astype(np.int64)])
             progressive.add(self.said[part], self.labels[part], None, None, self.keys[part])
 
 
@@ -59,12 +73,15 @@ class Here:
 
     def __init__(self, settings: Settings, marker: Marker) -> None:
         self.tables: list[Table] = []
+        self.fields: list[Table] = []
         self.alarms: list[Alarm] = []
         self._drift = Drift()
-        self.progressive = Progressive(WINDOW, Windows(Watch(marker, settings.metrics, self._told)))
+        closer = Windows(Watch(marker, settings.metrics, self._told))
+        self.progressive = Progressive(WINDOW, closer, sampler=Sampler(4, 10))
 
     def _told(self, windows: Table, own: Table) -> None:
         self.tables.append(windows)
+        self.fields.append(own)
         self.alarms += self._drift.closed(windows, own, 1)
 
 
@@ -75,7 +92,7 @@ class There:
         self.alarms: list[Alarm] = []
         self.closing = ClosingApart(settings, marker)
         self.beside = Beside(unexpected)
-        self.progressive = Progressive(WINDOW, self.closing, self.beside)
+        self.progressive = Progressive(WINDOW, self.closing, self.beside, Sampler(4, 10))
 
     def begin(self) -> None:
         self.closing.begin(LINEAGE, self.progressive.whole_rows, self.alarms.append)
@@ -111,6 +128,10 @@ def test_closed_apart_is_closed_here(settings: Settings, marker: Marker, there: 
         plain = [name for name in own if "decile" not in name]      # those are lists, on the first line
         pd.testing.assert_frame_equal(own[plain], pd.DataFrame(table)[plain], check_dtype=False, check_exact=True)
         assert own["decile_weight"][0].tolist() == table["decile_weight"][0]
+    by_field = pd.read_parquet(settings.fields_dir).sort_values(["first_row"], kind="stable").reset_index(drop=True)
+    wanted_fields = pd.concat([pd.DataFrame(own) for own in here.fields], ignore_index=True)
+    assert wanted_fields["unseen_share"].max() > 0
+    pd.testing.assert_frame_equal(by_field[list(wanted_fields)], wanted_fields, check_dtype=False, check_exact=True)
     assert [(alarm.what, alarm.state, alarm.row) for alarm in there.alarms] == [
         (alarm.what, alarm.state, alarm.row) for alarm in here.alarms
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ class Life:
         self.watch = Watch(marker, metrics, lambda windows, own: self.tables.append((windows, own)))
         self.sampler = Sampler(metrics.sample, model.bits)
         self.progressive = Progressive(metrics.window_rows, Windows(self.watch), sampler=self.sampler)
-        self.keys = marker.keys
+        self.keys = partial(marker.keys, places=self.learner.table.places)
         self.training = Training(Intake(SCHEMA, BATCH, keys=self.keys), self.learner, self.progressive, None, marker)
         self.steps: list[Step] = []
 
@@ -388,7 +389,7 @@ def test_what_is_judged_later_is_not_compared() -> None:
     batches, sampler = [batch_of(step) for step in life.steps], Sampler(1, MODEL.bits)
     for batch in batches:
         sampler.note(batch, batch.labels, [])
-    sample = sampler.cut()()
+    sample = sampler.cut()().sample()
     assert sample is not None
     assert len(sample) == len(batches) * BATCH
     assert not sample.judged.any()
