@@ -102,10 +102,11 @@ class Trainer:
         self._publisher.control = control
         marker = self._lookout.marker
         keys = partial(marker.keys, places=learner.table.places) if marker else None
+        values = self._gate.values if settings.gate.on else None
         intake = Intake(
             schema, settings.learn.batch_rows,
-            {p: Cursor(*place) for p, place in restored.cursors.items()}, restored.tallies, restored.offsets, keys,
-        ) if restored else Intake(schema, settings.learn.batch_rows, keys=keys)
+            {p: Cursor(*place) for p, place in restored.cursors.items()}, restored.tallies, restored.offsets, keys, values,
+        ) if restored else Intake(schema, settings.learn.batch_rows, keys=keys, values=values)
         self._lookout.begin(self._publisher.lineage, control.pinned, store)
         self._next: dict[int, int] = {}       # partition → the offset after the newest record that was read
         self._read_us = self._joined_us = 0   # its time in Kafka; when the newest example that was learnt was joined

@@ -141,7 +141,8 @@ class Way:
         while True:
             marker = self._lookout.marker
             keys = partial(marker.keys, places=self._learner.table.places) if marker else None
-            intake = Intake(self._schema, self._settings.learn.batch_rows, keys=keys)
+            values = self._gate.values if self._gate else None
+            intake = Intake(self._schema, self._settings.learn.batch_rows, keys=keys, values=values)
             training = Training(intake, self._learner, self._lookout.progressive, self._guard, marker)
             for offset, record in enumerate(self._given):
                 intake.offer(0, offset, record)

@@ -39,7 +39,7 @@ class Batch:
     joined_us: (B,) i64, wall clock of the joiner. served_probability: (B,) f32, NaN = not given.
     source, impression, item: (B,), the row's impression by source partition and offset, and its place there.
     seen: how labels came about that are not all final, or not of all examples. keys: (B, K) u64, by what each is watched;
-    None = by nothing.
+    None = by nothing. values: (B, V) u64, first ids of some fields; None = nobody wants them.
     """
 
     bags: Bags
@@ -54,6 +54,7 @@ class Batch:
     item: NDArray[np.uint16]
     seen: Seen | None = None
     keys: NDArray[np.uint64] | None = None
+    values: NDArray[np.uint64] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -64,7 +65,8 @@ class Batch:
         return Batch(
             bags=self.bags.slice(start, stop), weights=None if self.weights is None else self.weights[start:stop],
             seen=None if self.seen is None else self.seen.slice(start, stop),
-            keys=None if self.keys is None else self.keys[start:stop], **columns,
+            keys=None if self.keys is None else self.keys[start:stop],
+            values=None if self.values is None else self.values[start:stop], **columns,
         )
 
 
@@ -78,13 +80,12 @@ def concat_batches(parts: Sequence[Batch]) -> Batch:
     weights = None
     if any(part.weights is not None for part in parts):
         weights = np.concatenate([np.ones(len(part), np.float32) if part.weights is None else part.weights for part in parts])
-    columns: dict[str, NDArray[Any]] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _COLUMNS}
+    columns: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _COLUMNS}
     seen = concat_seen([(len(part), part.seen) for part in parts])
-    keys = [part.keys for part in parts if part.keys is not None]
-    return Batch(
-        bags=concat([part.bags for part in parts]), weights=weights, seen=seen,
-        keys=np.concatenate(keys) if len(keys) == len(parts) else None, **columns,
-    )
+    for name in ("keys", "values"):
+        some = [column for part in parts if (column := getattr(part, name)) is not None]
+        columns[name] = np.concatenate(some) if len(some) == len(parts) else None
+    return Batch(bags=concat([part.bags for part in parts]), weights=weights, seen=seen, **columns)
 
 
 class Ready(NamedTuple):
@@ -127,14 +128,15 @@ class Intake:
     def __init__(
         self, schema: FieldSchema, batch_rows: int, cursors: Mapping[int, Cursor] | None = None,
         tallies: Mapping[str, int] | None = None, resume: Mapping[int, int] | None = None, keys: KeysOf | None = None,
+        values: Callable[[Bags], NDArray[np.uint64]] | None = None,
     ) -> None:
-        """keys: by what examples are watched; None = by nothing."""
+        """keys, values: make those columns of a batch, of a whole record at once; None = nobody wants them."""
         self.cursors: dict[int, Cursor] = dict(cursors or {})
         self.tallies: Counter[str] = Counter(tallies or {})
         self.resume: dict[int, int] = dict(resume or {})
         self.dropped = 0   # rows behind the cursor: written twice, learnt once
         self.gaps = 0      # records refused
-        self._keys = keys
+        self._keys, self._values = keys, values
         self._schema = schema
         self._batch_rows = batch_rows
         self._waiting: deque[_Waiting] = deque()
@@ -154,6 +156,8 @@ class Intake:
         batch = _whole(self._schema, examples)
         if self._keys is not None:
             batch = replace(batch, keys=self._keys(batch.bags, batch.source, batch.impression))
+        if self._values is not None:
+            batch = replace(batch, values=self._values(batch.bags))
         return Ready(examples, batch)
 
     def offer(self, partition: int, offset: int, record: Examples | Ready) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from schemas.bags import Bags
 from schemas.config import JoinConfig
 from schemas.examples import Cursor, Examples
 from stream_trainer.learning.intake import Intake
@@ -64,6 +66,25 @@ def test_a_trainer_that_resumes_makes_the_batches_that_were_left(
     assert done == expected
     assert resumed.tallies == whole.tallies
     assert resumed.cursors == whole.cursors
+
+
+@given(slates=st.integers(1, 20), batch_rows=st.integers(1, 20), record_rows=st.integers(1, 10))
+def test_columns_made_for_a_record_are_those_of_the_batch(slates: int, batch_rows: int, record_rows: int) -> None:
+    """Whatever batches were cut from whatever records: what is made of a batch's own rows stands beside them."""
+    def keys(bags: Bags, source: np.ndarray, impression: np.ndarray) -> np.ndarray:
+        return np.stack([bags.ids[bags.starts()[:, 0]], (source + impression).astype(np.uint64)], axis=1)
+
+    def values(bags: Bags) -> np.ndarray:
+        return bags.ids[bags.starts()[:, 1:]]
+
+    intake, rows = Intake(SCHEMA, batch_rows, keys=keys, values=values), 0
+    for offset, record in enumerate(topic_of(slates, record_rows)):
+        intake.offer(0, offset, intake.ready(record) if offset % 2 else record)
+        while (batch := intake.take()) is not None:
+            np.testing.assert_array_equal(batch.keys, keys(batch.bags, batch.source, batch.impression))
+            np.testing.assert_array_equal(batch.values, values(batch.bags))
+            rows += len(batch)
+    assert rows == 3 * slates
 
 
 def test_rows_written_twice_are_learnt_once() -> None:
