@@ -18,6 +18,7 @@ import structlog
 from numpy.typing import NDArray
 
 from schemas.bags import Bags, concat
+from schemas.errors import SchemaError
 from schemas.examples import Cursor, End, Examples, Stage
 from schemas.fields import FieldSchema, aligned
 from stream_trainer.learning.losses import Seen, concat_seen
@@ -89,10 +90,10 @@ def concat_batches(parts: Sequence[Batch]) -> Batch:
 
 
 class Ready(NamedTuple):
-    """A record, and all its rows as a batch."""
+    """A record, and all its rows as a batch; None where there are none, or none that can be learnt."""
 
     examples: Examples
-    batch: Batch
+    batch: Batch | None
 
 
 @dataclass(slots=True)
@@ -102,7 +103,7 @@ class _Waiting:
     partition: int   # of the topic examples
     offset: int
     examples: Examples
-    batch: Batch     # all its rows
+    batch: Batch | None   # all its rows
     row: int         # first row that no batch holds
     end: int         # first end that is not counted
 
@@ -151,17 +152,23 @@ class Intake:
         return self._rows
 
     def ready(self, examples: Examples) -> Ready:
-        """A record as batches are cut from it, whatever came before: on any thread. Raises SchemaError if a field changed its
-        meaning."""
+        """A record as batches are cut from it, whatever came before: on any thread. That a field changed its meaning is said
+        when one of its rows is to be learnt."""
+        try:
+            return Ready(examples, self._made(examples) if len(examples) else None)
+        except SchemaError:
+            return Ready(examples, None)
+
+    def _made(self, examples: Examples) -> Batch:
         batch = _whole(self._schema, examples)
         if self._keys is not None:
             batch = replace(batch, keys=self._keys(batch.bags, batch.source, batch.impression))
         if self._values is not None:
             batch = replace(batch, values=self._values(batch.bags))
-        return Ready(examples, batch)
+        return batch
 
     def offer(self, partition: int, offset: int, record: Examples | Ready) -> None:
-        """The next record of a partition of `examples`. Raises SchemaError."""
+        """The next record of a partition of `examples`."""
         examples, batch = record if isinstance(record, Ready) else self.ready(record)
         source = examples.source_partition
         head = self._heads.get(source)
@@ -179,7 +186,8 @@ class Intake:
         self._settle()
 
     def take(self, force: bool = False) -> Batch | None:
-        """The next batch if it is full, or ended by a replay's end, or `force`; the cursors then lie behind it."""
+        """The next batch if it is full, or ended by a replay's end, or `force`; the cursors then lie behind it. Raises
+        SchemaError if a field changed its meaning."""
         rows = self._cut()
         if rows < self._batch_rows and not (rows and (force or self._flush_waits())):
             return None
@@ -188,7 +196,8 @@ class Intake:
         while left:
             first = self._waiting[0]
             count = min(left, first.rows)
-            part = first.batch.rows(first.row, first.row + count)
+            whole = self._made(first.examples) if first.batch is None else first.batch
+            part = whole.rows(first.row, first.row + count)
             parts.append(part if part.seen is None else replace(part, seen=part.seen.with_late(late)))
             first.row += count
             left -= count

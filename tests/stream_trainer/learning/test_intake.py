@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.bags import Bags
 from schemas.config import JoinConfig
+from schemas.errors import SchemaError
 from schemas.examples import Cursor, Examples
 from stream_trainer.learning.intake import Intake
 from tests.kit.logs import SCHEMA, click, impression, join_all, tick
@@ -85,6 +89,23 @@ def test_columns_made_for_a_record_are_those_of_the_batch(slates: int, batch_row
             np.testing.assert_array_equal(batch.values, values(batch.bags))
             rows += len(batch)
     assert rows == 3 * slates
+
+
+def test_a_field_that_changed_its_meaning_is_said_when_it_is_learnt() -> None:
+    """Not of a record without rows, nor of one whose rows are all learnt; its ends count."""
+    (record,) = topic_of(4, 1000)
+    changed = replace(record, field_digests=tuple(one ^ 1 for one in record.field_digests))
+    intake = Intake(SCHEMA, 4)
+    intake.offer(0, 0, record)
+    while intake.take(force=True) is not None:
+        pass
+    intake.offer(0, 0, changed)
+    assert intake.take(force=True) is None
+    assert intake.dropped == 12
+    fresh = Intake(SCHEMA, 4)
+    fresh.offer(0, 0, changed)
+    with pytest.raises(SchemaError, match="changed its meaning"):
+        fresh.take()
 
 
 def test_rows_written_twice_are_learnt_once() -> None:

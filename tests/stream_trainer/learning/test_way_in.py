@@ -83,7 +83,10 @@ def test_a_slow_learner_holds_the_flow_back_and_takes_it_up_at_once(trainer: Tra
 
 
 def test_records_are_read_before_the_learner_wants_them(trainer: Trainer, record: Callable[[int], Record]) -> None:
-    """What waits is examples, in the order of the log, with their partition and offset; what is no record is left out."""
+    """What waits is examples, made a batch already, in the order of the log, with partition and offset; what is no record is
+    left out."""
     asyncio.run(trainer.records([record(0), Record(0, 1, 0, b"\xff\xff"), record(1)._replace(offset=2), Record(0, 3, 0, None)]))
     waiting = [trainer._records.get_nowait() for _ in range(trainer._records.qsize())]
-    assert [(one[0], one[1], len(one[2])) for one in waiting if one is not None] == [(0, 0, 1), (0, 2, 1), (0, 3, 0)]
+    assert [one[:2] for one in waiting if one is not None] == [(0, 0), (0, 2), (0, 3)]
+    assert [len(one[2].examples) for one in waiting if one is not None] == [1, 1, 0]
+    assert [one[2].batch is not None and len(one[2].batch) for one in waiting if one is not None] == [1, 1, False]
