@@ -79,6 +79,12 @@ class Bags:
         found -= self.lengths
         return found.reshape(-1, self.fields)
 
+    def firsts(self, columns: Sequence[int] | NDArray[np.intp]) -> Ids:
+        """(B, C): the first id of each of these fields, which is the only one but of sets."""
+        if self.lengths is None:
+            return self.ids.reshape(-1, self.fields).take(columns, axis=1)
+        return self.ids.take(self.starts().take(columns, axis=1))
+
     def all_lengths(self) -> Lengths:
         """(B·F,), ones where none are kept."""
         return np.ones(len(self.ids), np.uint16) if self.lengths is None else self.lengths

@@ -9,7 +9,7 @@ says that waiting has been long enough.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -63,19 +63,17 @@ class Batch:
     def rows(self, start: int, stop: int) -> Batch:
         """Rows start ≤ i < stop, where they stand."""
         columns = {name: getattr(self, name)[start:stop] for name in _COLUMNS}
-        return Batch(
-            bags=self.bags.slice(start, stop), weights=None if self.weights is None else self.weights[start:stop],
-            seen=None if self.seen is None else self.seen.slice(start, stop),
-            keys=None if self.keys is None else self.keys[start:stop],
-            values=None if self.values is None else self.values[start:stop], **columns,
-        )
+        some: dict[str, Any] = {name: None if (own := getattr(self, name)) is None else own[start:stop] for name in _OPTIONAL}
+        seen = None if self.seen is None else self.seen.slice(start, stop)
+        return Batch(bags=self.bags.slice(start, stop), seen=seen, **columns, **some)
 
 
 _COLUMNS = ("labels", "click_time_us", "at_once", "joined_us", "served_probability", "source", "impression", "item")
+_OPTIONAL = ("weights", "keys", "values")
 
 
-def concat_batches(parts: Sequence[Batch]) -> Batch:
-    """One after the other, at least one; a single one as it is."""
+def concat_batches(parts: Sequence[Batch], without: Collection[str] = ()) -> Batch:
+    """One after the other, at least one; a single one as it is. without: keys, values, where nobody wants them."""
     if len(parts) == 1:
         return parts[0]
     weights = None
@@ -83,7 +81,7 @@ def concat_batches(parts: Sequence[Batch]) -> Batch:
         weights = np.concatenate([np.ones(len(part), np.float32) if part.weights is None else part.weights for part in parts])
     columns: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _COLUMNS}
     seen = concat_seen([(len(part), part.seen) for part in parts])
-    for name in ("keys", "values"):
+    for name in {"keys", "values"}.difference(without):
         some = [column for part in parts if (column := getattr(part, name)) is not None]
         columns[name] = np.concatenate(some) if len(some) == len(parts) else None
     return Batch(bags=concat([part.bags for part in parts]), weights=weights, seen=seen, **columns)

@@ -121,7 +121,7 @@ class Gate:
     def values(self, bags: Bags) -> Ids:
         """(B, I): what it follows of each example. For batches to have it already (Intake): of a whole record it costs a
         quarter."""
-        return _first(bags, self._values.columns)
+        return bags.firsts(self._values.columns)
 
     def holds(self, now_us: int) -> bool:
         """Whether a version that is due must wait. Call it only for one that would be written."""
@@ -458,15 +458,6 @@ class Gate:
 def _provisional(stage: NDArray[np.uint8]) -> bool:
     """Whether labels are learnt before they are final (mode immediate)."""
     return bool(((stage == Stage.IMMEDIATE) | (stage == Stage.IMMEDIATE_BOTH)).any())
-
-
-def _first(bags: Bags, columns: list[int]) -> NDArray[np.uint64]:
-    """(B, I): the id of those fields, which have one each."""
-    if bags.lengths is None:
-        return bags.ids.reshape(-1, bags.fields)[:, columns]
-    starts = bags.lengths.cumsum(dtype=np.int32) - bags.lengths
-    found: NDArray[np.uint64] = bags.ids[starts.reshape(-1, bags.fields)[:, columns]]
-    return found
 
 
 def _said(

@@ -58,10 +58,7 @@ class Marker:
         `note_new`. None: what is new is not noted."""
         keys = np.empty((len(source), 1 + len(self.slices)), np.uint64)
         found = keys if self._group is not None else keys[:, 1:]                                    # (B, S) or (B, 1 + S)
-        if bags.lengths is None:
-            found[:] = bags.ids.reshape(-1, bags.fields).take(self._columns, axis=1)
-        else:
-            found[:] = bags.ids.take(bags.starts().take(self._columns, axis=1))
+        found[:] = bags.firsts(self._columns)
         if self._group is None:
             slate = source << _SLATE_BITS
             slate += impression

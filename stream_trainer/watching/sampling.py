@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,38 +61,31 @@ class Sample:
 _Noted = tuple[Batch, Floats, Sequence[NDArray[np.int64]]]    # as Sampler.note is told
 
 
-class _Learnt(NamedTuple):
-    """N batches as one. batch: n rows. said: (n,), before they were learnt. number: (n,) which of the N. first: (m,) rows of
-    the table that were touched for the first time, and by: (m,) by which of the N."""
-
-    batch: Batch
-    said: Floats
-    number: NDArray[np.int64]
-    first: NDArray[np.int64]
-    by: NDArray[np.int64]
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Taken:
-    """What was learnt between two cuts, not looked at yet but for what a checkpoint knew: in whatever process that is done.
-    most: identity of an example that is looked at. mask: of the table's rows."""
+    """Those that are looked at of what was learnt between two cuts; which of their ids had been seen is not found out yet, but
+    for what a checkpoint knew: in whatever process that is done.
+
+    now: s examples, unseen all False. batch: (s,) which of `batches` each was learnt in. first: (m,) rows of the table that
+    were touched for the first time, and by: (m,) which batch. mask: of the table's rows.
+    """
 
     before: Sample | None
-    learnt: _Learnt | None
-    most: np.uint64
+    now: Sample | None
+    batch: NDArray[np.int64]
+    first: NDArray[np.int64]
+    by: NDArray[np.int64]
+    batches: int
     mask: np.uint64
 
     def sample(self) -> Sample | None:
-        """Those that are looked at; None where nothing was learnt."""
-        if self.learnt is None:
+        """None where nothing was learnt."""
+        if self.now is None:
             return self.before
-        whole, said, number, first, by = self.learnt
-        rows = np.flatnonzero(identity(whole.source, whole.impression, whole.item) <= self.most)    # (s,)
-        bags = whole.bags.take(rows)
+        bags = self.now.bags
         ids = bags.all_lengths().reshape(-1, bags.fields).sum(axis=1, dtype=np.int64)               # (s,)
-        batches = int(number[-1]) + 1
-        unseen = among((bags.ids & self.mask).view(np.int64) * batches + np.repeat(number[rows], ids), first * batches + by)
-        now = Sample(bags, unseen, said[rows], whole.labels[rows], *when_learnt(whole, rows))
+        places = (bags.ids & self.mask).view(np.int64) * self.batches + np.repeat(self.batch, ids)
+        now = replace(self.now, unseen=among(places, self.first * self.batches + self.by))
         return now if self.before is None else together(self.before, now)
 
 
@@ -116,12 +109,11 @@ class Sampler:
         """Takes what was noted since the last cut, on whatever thread."""
         before, batches = self._before, self._batches
         self._before, self._batches = None, []
-        return lambda: self._taken(before, batches)
+        return lambda: self._beside(self._taken(before, batches))
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Of what was noted since the last cut, for the checkpoint."""
-        self._before = Taken(self._before, _together(self._batches), self._most, self._mask).sample()
-        self._batches = []
+        self._before, self._batches = self._taken(self._before, self._batches).sample(), []
         if self._before is None:
             return {}
         bags = self._before.bags
@@ -138,29 +130,30 @@ class Sampler:
             bags = made(int(held["width"][0]), held["ids"], held.get("values"), held.get("lengths"))
             self._before = _of_columns(bags, held)
 
-    def _taken(self, before: Sample | None, batches: Sequence[_Noted]) -> Taken:
-        """With a version beside, which is here alone, it is looked at here."""
-        taken = Taken(before, _together(batches), self._most, self._mask)
+    def _taken(self, before: Sample | None, noted: Sequence[_Noted]) -> Taken:
+        none = np.empty(0, np.int64)
+        first = [(number, rows) for number, (_, _, new) in enumerate(noted) for rows in new]
+        now, batch = self._looked_at(noted) if noted else (None, none)
+        return Taken(
+            before, now, batch, np.concatenate([none, *(rows for _, rows in first)]),
+            np.concatenate([none, *(np.full(len(rows), number) for number, rows in first)]), len(noted), self._mask,
+        )
+
+    def _looked_at(self, noted: Sequence[_Noted]) -> tuple[Sample, NDArray[np.int64]]:
+        """Of those batches, at least one; and by which each was learnt."""
+        whole = concat_batches([batch for batch, _, _ in noted], without=("keys", "values"))
+        rows = np.flatnonzero(identity(whole.source, whole.impression, whole.item) <= self._most)   # (s,)
+        bags, said = whole.bags.take(rows), np.concatenate([said for _, said, _ in noted])[rows]
+        now = Sample(bags, np.zeros(len(bags.ids), np.bool_), said, whole.labels[rows], *when_learnt(whole, rows))
+        return now, np.repeat(np.arange(len(noted)), [len(batch) for batch, _, _ in noted])[rows]
+
+    def _beside(self, taken: Taken) -> Taken:
+        """What the version beside says of it, which is here alone."""
         if self.still is None or (sample := taken.sample()) is None:
             return taken
         judged = np.flatnonzero(sample.judged)
         said = self.still.score(sample.bags.take(judged)) if len(judged) else np.empty(0, np.float32)
-        return Taken(replace(sample, still=(self.still.version, said)), None, self._most, self._mask)
-
-
-def _together(batches: Sequence[_Noted]) -> _Learnt | None:
-    """One after the other; None of none."""
-    if not batches:
-        return None
-    parts = [replace(batch, keys=None) for batch, _, _ in batches]
-    first = [(number, rows) for number, (_, _, new) in enumerate(batches) for rows in new]
-    none = np.empty(0, np.int64)
-    return _Learnt(
-        concat_batches(parts), np.concatenate([said for _, said, _ in batches]),
-        np.repeat(np.arange(len(parts)), [len(part) for part in parts]),
-        np.concatenate([none, *(rows for _, rows in first)]),
-        np.concatenate([none, *(np.full(len(rows), number) for number, rows in first)]),
-    )
+        return replace(taken, before=replace(sample, still=(self.still.version, said)), now=None)
 
 
 def identity(source: NDArray[np.int64], impression: NDArray[np.int64], item: NDArray[np.uint16]) -> Ids:

@@ -26,6 +26,7 @@ import psutil
 import pytest
 import torch
 
+from ops.bench.measuring.meanwhile import until_done
 from ops.events.replay import replay
 from ops.machine.ports import free_port
 from schemas import echo, fields
@@ -54,17 +55,11 @@ pytestmark = pytest.mark.integration
 @contextmanager
 def flowing(settings: Settings, path: Path) -> Iterator[None]:
     """Rows as test_exactly_once makes them, meanwhile."""
-    done = threading.Event()
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(test_exactly_once, "ROWS", ROWS)
-        records = takewhile(lambda _: not done.is_set(), test_exactly_once.rows(settings, path))
-    thread = threading.Thread(target=replay, args=(settings, records, RATE))
-    thread.start()
-    try:
+        records = test_exactly_once.rows(settings, path)
+    with until_done(lambda done: replay(settings, takewhile(lambda _: not done.is_set(), records), RATE)):
         yield
-    finally:
-        done.set()
-        thread.join()
 
 
 class Asking:

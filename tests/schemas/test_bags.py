@@ -70,3 +70,14 @@ def test_arrays_that_do_not_fit_are_refused(fields: int, ids: int, values: int |
             fields, np.zeros(ids, np.uint64), None if values is None else np.ones(values, np.float32),
             None if lengths is None else np.array(lengths, np.uint16),
         )
+
+
+@given(rows=nested(), data=st.data())
+def test_firsts_are_each_bags_first_ids(rows: Nested, data: st.DataObject) -> None:
+    """Of the fields that are named, in that order; with lengths or without."""
+    columns = data.draw(st.lists(st.integers(0, len(rows[0]) - 1), min_size=1, max_size=4))
+    bags = made(rows)
+    wanted = [[row[column][0] for column in columns] for row in rows]
+    assert bags.firsts(columns).tolist() == wanted
+    alone = made([[bag[:1] for bag in row] for row in rows], lengths=False)
+    assert alone.firsts(np.array(columns)).tolist() == wanted

@@ -8,18 +8,24 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def every(seconds: float, work: Callable[[], object]) -> Iterator[None]:
-    """Does it every so many seconds meanwhile, on a thread of its own."""
+def until_done(work: Callable[[threading.Event], object]) -> Iterator[None]:
+    """Does it meanwhile, on a thread of its own. work: is to return once the event is set."""
     done = threading.Event()
-
-    def go_on() -> None:
-        while not done.wait(seconds):
-            work()
-
-    thread = threading.Thread(target=go_on)
+    thread = threading.Thread(target=work, args=(done,))
     thread.start()
     try:
         yield
     finally:
         done.set()
         thread.join()
+
+
+@contextmanager
+def every(seconds: float, work: Callable[[], object]) -> Iterator[None]:
+    """Does it every so many seconds meanwhile, on a thread of its own."""
+    def go_on(done: threading.Event) -> None:
+        while not done.wait(seconds):
+            work()
+
+    with until_done(go_on):
+        yield
