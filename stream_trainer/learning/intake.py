@@ -9,7 +9,7 @@ says that waiting has been long enough.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -72,19 +72,23 @@ _COLUMNS = ("labels", "click_time_us", "at_once", "joined_us", "served_probabili
 _OPTIONAL = ("weights", "keys", "values")
 
 
-def concat_batches(parts: Sequence[Batch], without: Collection[str] = ()) -> Batch:
-    """One after the other, at least one; a single one as it is. without: keys, values, where nobody wants them."""
+def concat_batches(parts: Sequence[Batch]) -> Batch:
+    """One after the other, at least one; a single one as it is."""
     if len(parts) == 1:
         return parts[0]
-    weights = None
-    if any(part.weights is not None for part in parts):
-        weights = np.concatenate([np.ones(len(part), np.float32) if part.weights is None else part.weights for part in parts])
     columns: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _COLUMNS}
     seen = concat_seen([(len(part), part.seen) for part in parts])
-    for name in {"keys", "values"}.difference(without):
+    for name in ("keys", "values"):
         some = [column for part in parts if (column := getattr(part, name)) is not None]
         columns[name] = np.concatenate(some) if len(some) == len(parts) else None
-    return Batch(bags=concat([part.bags for part in parts]), weights=weights, seen=seen, **columns)
+    return Batch(bags=concat([part.bags for part in parts]), weights=concat_weights(parts), seen=seen, **columns)
+
+
+def concat_weights(parts: Sequence[Batch]) -> NDArray[np.float32] | None:
+    """Those of all rows, one after the other; None = 1."""
+    if all(part.weights is None for part in parts):
+        return None
+    return np.concatenate([np.ones(len(part), np.float32) if part.weights is None else part.weights for part in parts])
 
 
 class Ready(NamedTuple):
@@ -159,11 +163,8 @@ class Intake:
 
     def _made(self, examples: Examples) -> Batch:
         batch = _whole(self._schema, examples)
-        if self._keys is not None:
-            batch = replace(batch, keys=self._keys(batch.bags, batch.source, batch.impression))
-        if self._values is not None:
-            batch = replace(batch, values=self._values(batch.bags))
-        return batch
+        keys = None if self._keys is None else self._keys(batch.bags, batch.source, batch.impression)
+        return replace(batch, keys=keys, values=None if self._values is None else self._values(batch.bags))
 
     def offer(self, partition: int, offset: int, record: Examples | Ready) -> None:
         """The next record of a partition of `examples`."""

@@ -223,9 +223,9 @@ class Kin:
         self._usual = np.concatenate((self._usual[stays], usual))
         self._sums = np.concatenate((self._sums[:, stays], np.zeros((2, len(new), self._columns))), axis=1)
 
-    def lose(self, places: Places) -> None:
-        """Others have these places now."""
-        self._kin[np.isin(self._kin, places)] = -1
+    def lose(self, lost: NDArray[np.bool_]) -> None:
+        """lost: (places,), which others have now."""
+        self._kin[lost[self._kin] & (self._kin >= 0)] = -1
 
     def state(self) -> Arrays:
         """All of it."""
@@ -319,14 +319,15 @@ class Values:
         own: NDArray[np.bool_] = self._whose[places] == values
         if own.all():
             return own
-        held = np.zeros(len(self._whose), bool)
+        held, lost = np.zeros((2, len(self._whose)), bool)
         held[places[own]] = True
         taken = ~own & ~held[places]
         free = places[taken]
         self._whose[free] = values[taken]
         for sums in (self._shown, self._clicks, self.evidence, self._new_shown, self._new_clicks):
             sums[free] = 0
-        self._kin.lose(free)
+        lost[free] = True
+        self._kin.lose(lost)
         now: NDArray[np.bool_] = self._whose[places] == values
         return now
 

@@ -14,8 +14,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.bags import Bags, Ids, concat, made
-from stream_trainer.learning.intake import Batch, concat_batches
+from schemas.bags import Bags, Ids, concat, made, taken
+from stream_trainer.learning.intake import Batch, concat_weights
+from stream_trainer.learning.losses import concat_seen
 from stream_trainer.watching.verdicts import when_learnt
 
 Floats = NDArray[np.float32]
@@ -141,11 +142,16 @@ class Sampler:
 
     def _looked_at(self, noted: Sequence[_Noted]) -> tuple[Sample, NDArray[np.int64]]:
         """Of those batches, at least one; and by which each was learnt."""
-        whole = concat_batches([batch for batch, _, _ in noted], without=("keys", "values"))
-        rows = np.flatnonzero(identity(whole.source, whole.impression, whole.item) <= self._most)   # (s,)
-        bags, said = whole.bags.take(rows), np.concatenate([said for _, said, _ in noted])[rows]
-        now = Sample(bags, np.zeros(len(bags.ids), np.bool_), said, whole.labels[rows], *when_learnt(whole, rows))
-        return now, np.repeat(np.arange(len(noted)), [len(batch) for batch, _, _ in noted])[rows]
+        batches = [batch for batch, _, _ in noted]
+        source, impression, item, labels, said = map(np.concatenate, zip(*(
+            (batch.source, batch.impression, batch.item, batch.labels, said) for batch, said, _ in noted
+        ), strict=True))
+        rows = np.flatnonzero(identity(source, impression, item) <= self._most)                     # (s,)
+        seen = concat_seen([(len(batch), batch.seen) for batch in batches])
+        weights, share = when_learnt(labels, concat_weights(batches), seen)                         # (n,) each
+        bags, number = taken([batch.bags for batch in batches], rows), np.repeat(np.arange(len(noted)), list(map(len, batches)))
+        none = np.zeros(len(bags.ids), np.bool_)
+        return Sample(bags, none, said[rows], labels[rows], weights[rows], share[rows]), number[rows]
 
     def _beside(self, taken: Taken) -> Taken:
         """What the version beside says of it, which is here alone."""

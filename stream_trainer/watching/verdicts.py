@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from schemas.examples import Stage
 from stream_trainer.learning.intake import Batch
+from stream_trainer.learning.losses import Seen
 from stream_trainer.watching.marks import Keys
 
 Floats = NDArray[np.float32]
@@ -73,7 +74,8 @@ class Verdicts:
         keys = np.empty((len(batch), 0), np.uint64) if batch.keys is None else batch.keys
         self._width = keys.shape[1]
         if batch.seen is None:
-            now = Judged(said, batch.labels, _weights(batch), batch.source, batch.impression, batch.served_probability, keys)
+            weights = _weights(batch.labels, batch.weights, batch.seen)
+            now = Judged(said, batch.labels, weights, batch.source, batch.impression, batch.served_probability, keys)
             return joined([self._settle(before), now, self._settle(after)]) if before or after else now
         new, direct = self._hold(batch, said, keys)
         own = (batch.seen.stage == Stage.FINAL) | (batch.seen.stage == Stage.OBSERVED)
@@ -81,7 +83,7 @@ class Verdicts:
         expected = np.where(batch.seen.stage == Stage.OBSERVED, said * (1 - batch.seen.late), said).astype(np.float32)
         return joined([
             self._settle([key for key in before if key not in new]),
-            _judged(batch, np.flatnonzero(own), expected, _weights(batch), keys),
+            _judged(batch, np.flatnonzero(own), expected, _weights(batch.labels, batch.weights, batch.seen), keys),
             self._settle([key for key in before if key in new]),
             self._settle(after),
         ])
@@ -92,7 +94,7 @@ class Verdicts:
         assert batch.seen is not None
         new: set[Key] = set()
         direct = []
-        weights = _weights(batch)
+        weights = _weights(batch.labels, batch.weights, batch.seen)
         stages = batch.seen.stage
         for row in np.flatnonzero((stages == Stage.IMMEDIATE) | (stages == Stage.IMMEDIATE_BOTH)).tolist():
             key, item = (int(batch.source[row]), int(batch.impression[row])), int(batch.item[row])
@@ -160,25 +162,24 @@ class Verdicts:
                 held.clicked.add(item)
 
 
-def when_learnt(batch: Batch, rows: NDArray[np.intp]) -> tuple[Floats, Floats]:
-    """Of those rows: what each counts for in figures, NaN where it is judged later or never; and what share of the chance that
-    was said is judged."""
-    weights = _weights(batch)[rows]
-    share = np.ones(len(weights), np.float32)
-    if batch.seen is not None:
-        stages = batch.seen.stage[rows]
-        observed = stages == Stage.OBSERVED
-        share[observed] -= batch.seen.late[rows][observed]
-        weights = np.where(observed | (stages == Stage.FINAL), weights, np.float32(np.nan))
-    return weights, share
+def when_learnt(labels: Floats, weights: Floats | None, seen: Seen | None) -> tuple[Floats, Floats]:
+    """Of each row: what it counts for in figures, NaN where it is judged later or never; and what share of the chance that was
+    said is judged."""
+    counts = _weights(labels, weights, seen)
+    share = np.ones(len(labels), np.float32)
+    if seen is not None:
+        observed = seen.stage == Stage.OBSERVED
+        share[observed] -= seen.late[observed]
+        counts = np.where(observed | (seen.stage == Stage.FINAL), counts, np.float32(np.nan))
+    return counts, share
 
 
-def _weights(batch: Batch) -> Floats:
+def _weights(labels: Floats, weights: Floats | None, seen: Seen | None) -> Floats:
     """What each row counts for in figures: a negative that was kept unweighted stands for 1/rate of them."""
-    weights = np.ones(len(batch), np.float32) if batch.weights is None else batch.weights
-    if batch.seen is None:
-        return weights
-    found: Floats = np.where(batch.labels > 0.5, weights, weights / batch.seen.rate).astype(np.float32)
+    counts = np.ones(len(labels), np.float32) if weights is None else weights
+    if seen is None:
+        return counts
+    found: Floats = np.where(labels > 0.5, counts, counts / seen.rate).astype(np.float32)
     return found
 
 

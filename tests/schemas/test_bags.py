@@ -7,15 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.bags import Bags, concat
+from schemas.bags import Bags, concat, taken
 from schemas.errors import ShapeError
 
 Nested = list[list[list[int]]]   # rows of fields of ids
 
 
 @st.composite
-def nested(draw: st.DrawFn, single: bool = False) -> Nested:
-    fields = draw(st.integers(1, 4))
+def nested(draw: st.DrawFn, single: bool = False, fields: int | None = None) -> Nested:
+    fields = fields or draw(st.integers(1, 4))
     bag = st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=1 if single else 3)
     return draw(st.lists(st.lists(bag, min_size=fields, max_size=fields), min_size=1, max_size=5))
 
@@ -70,6 +70,20 @@ def test_arrays_that_do_not_fit_are_refused(fields: int, ids: int, values: int |
             fields, np.zeros(ids, np.uint64), None if values is None else np.ones(values, np.float32),
             None if lengths is None else np.array(lengths, np.uint16),
         )
+
+
+@given(pieces=st.integers(1, 4).flatmap(lambda fields: st.lists(nested(fields=fields), min_size=1, max_size=4)), data=st.data())
+def test_taken_of_parts_is_taken_of_the_whole(pieces: list[Nested], data: st.DataObject) -> None:
+    """Wherever the parts end; with lengths, or of bags of one each, without."""
+    rows = [row for piece in pieces for row in piece]
+    chosen = np.array(sorted(data.draw(st.sets(st.integers(0, len(rows) - 1)))), np.intp)
+    found = taken([made(piece) for piece in pieces], chosen)
+    assert unmade(found) == [rows[row] for row in chosen]
+    assert found.all_values().tolist() == [float(one % 7) for row in chosen for bag in rows[row] for one in bag]
+    first = [[[bag[:1] for bag in row] for row in piece] for piece in pieces]
+    alone = taken([made(piece, lengths=False) for piece in first], chosen)
+    assert alone.lengths is None
+    assert unmade(alone) == [[bag[:1] for bag in rows[row]] for row in chosen]
 
 
 @given(rows=nested(), data=st.data())

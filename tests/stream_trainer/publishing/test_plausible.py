@@ -218,7 +218,7 @@ def test_kin_rises_by_its_odds_and_without_the_value_itself() -> None:
     usual, now = (30 + 5) / (300 + 50), (40 + 5) / (200 + 50)            # 5 clicks' worth is presumed
     assert rise[0] == pytest.approx(now / (1 - now) / (usual / (1 - usual)))
     assert rise[1:].tolist() == [1.0, 1.0]                               # too few others; of two categories
-    kin.lose(np.array([4]))
+    kin.lose(np.arange(5) == 4)
     assert kin.rise(np.array([50.0, 0.0, 0.0, 0.0, 250.0]), np.array([45, 0, 0, 0, 85]))[0] == 1.0
     evidence[0] = 0
     kin.follow(np.array([1]), evidence, np.array([[1, 4]]), shown, clicks, 0.1)
