@@ -12,11 +12,12 @@ import os
 import pickle
 import select
 import signal
+import socket
+import struct
 import threading
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from schemas.errors import FreshetError
 
 NICE = 5               # where cores are short, what is looked on at comes before the looking
 _END = None            # the last thing that it is told
+_HEAD = struct.Struct("<QQ")   # bytes of the pickle, number of arrays; the bytes of each follow, then all of them
+_PIECES = 512          # arrays in one call of the system: it takes 1,024
 
 
 class Lost(FreshetError):
@@ -37,7 +40,7 @@ class Apart:
         """name: what ps and top call it. make: makes the object, there. To be called before there is much in this process that
         changes: the other one keeps it as it was."""
         self._name = name
-        self._ours, theirs = Pipe()
+        self._ours, theirs = socket.socketpair()
         self._asking = threading.Lock()
         gc.freeze()    # a collection there would write to all objects of here, and so copy them
         self.pid = os.fork()
@@ -68,7 +71,7 @@ class Apart:
                 os.waitpid(self.pid, 0)
 
 
-def _serve(name: str, make: Callable[[], object], connection: Connection) -> None:
+def _serve(name: str, make: Callable[[], object], connection: socket.socket) -> None:
     """The life of the other process. Does not return: nothing that this one would do at its end is to be done there."""
     try:
         for told in (signal.SIGINT, signal.SIGTERM):
@@ -91,25 +94,38 @@ def _serve(name: str, make: Callable[[], object], connection: Connection) -> Non
         os._exit(1)
 
 
-def _send(connection: Connection, thing: object) -> None:
-    """Arrays go as they lie in memory, without the interpreter's lock."""
+def _send(connection: socket.socket, thing: object) -> None:
+    """Arrays go as they lie in memory, all in one call of the system where it takes them: whoever waits for this interpreter's
+    lock is waked once, not for each."""
     arrays: list[pickle.PickleBuffer] = []
     body = pickle.dumps(thing, pickle.HIGHEST_PROTOCOL, buffer_callback=arrays.append)
     raw = [array.raw() for array in arrays]
-    connection.send_bytes(pickle.dumps((body, [len(one) for one in raw])))
-    for one in raw:
-        if len(one):
-            connection.send_bytes(one)
+    head = _HEAD.pack(len(body), len(raw)) + struct.pack(f"<{len(raw)}Q", *map(len, raw))
+    left = [memoryview(head + body), *filter(len, raw)]
+    while left:
+        sent = connection.sendmsg(left[:_PIECES])
+        while left and sent >= len(left[0]):
+            sent -= len(left.pop(0))
+        if sent:
+            left[0] = left[0][sent:]
 
 
-def _receive(connection: Connection) -> Any:
-    """What `_send` was given; its arrays may be written."""
-    body, sizes = pickle.loads(connection.recv_bytes())  # noqa: S301 our own
-    arrays = [bytearray(size) for size in sizes]
-    for array in arrays:
-        if array:
-            connection.recv_bytes_into(array)
-    return pickle.loads(body, buffers=arrays)  # noqa: S301 our own
+def _receive(connection: socket.socket) -> Any:
+    """What `_send` was given; its arrays may be written. Raises EOFError."""
+    bytes_of_body, count = _HEAD.unpack(_read(connection, _HEAD.size))
+    sizes = struct.unpack(f"<{count}Q", _read(connection, 8 * count))
+    body = _read(connection, bytes_of_body)
+    return pickle.loads(body, buffers=[_read(connection, size) for size in sizes])  # noqa: S301 our own
+
+
+def _read(connection: socket.socket, size: int) -> bytearray:
+    found, at = bytearray(size), 0
+    while at < size:
+        count = connection.recv_into(memoryview(found)[at:], 0, socket.MSG_WAITALL)
+        if not count:
+            raise EOFError("the other side is gone")
+        at += count
+    return found
 
 
 def _end_with_the_maker(connection: int) -> None:

@@ -28,6 +28,9 @@ class Sum:
         self._sum += float(numbers.sum())
         return self._sum
 
+    def back(self, parts: list[np.ndarray]) -> list[np.ndarray]:
+        return [part + 1 for part in parts]
+
     def where(self) -> int:
         return os.getpid()
 
@@ -43,6 +46,17 @@ def test_it_is_asked_as_an_object_is() -> None:
     assert not psutil.pid_exists(apart.pid)
     assert other.ask("add", np.ones(1)) == 3.0
     other.close()
+
+
+@pytest.mark.parametrize("sizes", [[0], [0, 5, 0], [1] * 1500, [300_000, 0, 7, 300_000], [3] * 600 + [200_000]])
+def test_any_number_of_arrays_of_any_size_comes_and_goes(sizes: list[int]) -> None:
+    """Also more than one call of the system takes, and empty ones; what came can be written to."""
+    apart = Apart("sum", lambda: Sum(1.0))
+    given = [np.arange(size, dtype=np.int64) * number for number, size in enumerate(sizes)]
+    found = apart.ask("back", given)
+    assert all((one == other + 1).all() and one.shape == other.shape for one, other in zip(found, given, strict=True))
+    found[-1] += 1
+    apart.close()
 
 
 def test_what_goes_wrong_there_is_told_here() -> None:
