@@ -33,8 +33,8 @@ from schemas.errors import BrokerError
 from schemas.journal import newest
 
 STOP_TIMEOUT_S = 60.0
-LOOK_EVERY_S = 0.1
-SLICE_S = 1.0              # that one of several trainers runs while the others stand still
+LOOK_EVERY_S = 0.05
+SLICE_S = 0.25             # that one of several trainers runs while the others stand still
 STALLED_S = 60.0           # nothing learnt for so long
 SAMPLE_S = 20.0            # between two looks at a steady trainer's memory
 STEADY_BITS = 18           # of its table: full after some minutes
