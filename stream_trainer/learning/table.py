@@ -51,6 +51,8 @@ class Table:
         self.optimiser = optimiser                               # may be exchanged for one with a state as wide
         self._new_rows = new_rows
         self._packed = _zeros((1 << bits, self.wide), np.float32, self.device)    # (2^bits, S)
+        # The same in numpy, asked for once: where caches are cold, as between two batches, asking torch takes 40 µs.
+        self._array = self._packed.numpy() if numpy_reaches(self.device) else None
         self._flags = _zeros((1 << bits,), np.uint8, self.device)                 # (2^bits,)
         self._held: tuple[Tensor, Tensor] | None = None                           # rows gathered last, and their block
         self._listed: dict[str, list[Tensor]] = {kind: [] for kind in _LISTED}
@@ -121,8 +123,8 @@ class Table:
         if self.learnt == self.width:
             touched = self._flags.index_select(0, torch.from_numpy(places).to(self.device)) != 0
             return np.where(touched.cpu().numpy(), np.float32(np.inf), np.float32(0))
-        if self.device.type == "cpu":
-            return self._packed.numpy().reshape(-1).take(places)
+        if self._array is not None:
+            return self._array.take(places)
         return self._packed.reshape(-1).index_select(0, torch.from_numpy(places).to(self.device)).cpu().numpy()
 
     def touch(self, rows: RowNumbers) -> None:
@@ -160,8 +162,8 @@ class Table:
         return self._read(rows)
 
     def _read(self, rows: RowNumbers) -> Floats:
-        if numpy_reaches(self.device):
-            block: Floats = self._packed.numpy().take(rows, axis=0)
+        if self._array is not None:
+            block: Floats = self._array.take(rows, axis=0)
         else:
             block = self._packed.index_select(0, torch.from_numpy(rows).to(self.device)).cpu().numpy()
         return block
@@ -169,9 +171,9 @@ class Table:
     def _write(self, rows: Tensor, block: Tensor) -> None:
         """rows: (N,) int64, each once. block: (N, S). A row is copied as one thing of so many bytes where the table is numpy's:
         half the time of torch's index_copy_, which copies floats."""
-        if numpy_reaches(self.device):
+        if self._array is not None:
             whole = np.dtype((np.void, 4 * self.wide))
-            self._packed.numpy().view(whole)[rows.numpy(), 0] = block.contiguous().numpy().view(whole)[:, 0]
+            self._array.view(whole)[rows.numpy(), 0] = block.contiguous().numpy().view(whole)[:, 0]
         else:
             self._packed.index_copy_(0, rows, block)
 
