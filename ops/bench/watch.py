@@ -1,8 +1,8 @@
 """What watching costs, on records of a simulated store.
 
 The trainer, as users run it, learns them from Kafka, again and again from nothing, with all watching and with none, both at
-once: one runs for a second while the other stands still (SIGSTOP), so that both meet whatever else the machine does. The median
-of the turns' own ratios, by the clock and by CPU time per example: by the clock it is what the bar is on.
+once: one runs for a quarter of a second while the other stands still (SIGSTOP), so that both meet whatever else the machine
+does. The median of the turns' own ratios, by the clock and by CPU time per example: by the clock it is what the bar is on.
 
 And its way from records to weights alone, from memory at full speed, with none of it and with one part after the other, in
 one process: one has its turn while the others rest, a window of examples each, which closes in the middle of it, for many

@@ -160,8 +160,8 @@ def gone_on(crew: dict[str, Process], asking: Asking, version: int) -> bool:
 def test_whoever_is_killed_no_answer_is_wrong_and_none_is_missing(broker: str, prefix: str, tmp_path: Path) -> None:
     """Each time a version newer than all before the kill is served; every answer is that of the version it names."""
     settings = made(broker, prefix, tmp_path / "var", **{
-        "score.port": free_port(), "score.workers": 2, "score.precision": "fp32", "snapshot.version_every_s": 0.5,
-        "snapshot.keep_s": 3600, "learn.batch_rows": 20,
+        "score.port": free_port(), "score.operator_port": 0, "score.metrics_port": 0, "score.workers": 2,
+        "score.precision": "fp32", "snapshot.version_every_s": 0.5, "snapshot.keep_s": 3600, "learn.batch_rows": 20,
     })
     rng = random.Random(KILLS)
     waited: dict[str, list[float]] = {name: [] for name in VICTIMS}
